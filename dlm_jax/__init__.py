@@ -1,0 +1,1 @@
+"""Turn masked language models into diffusion language models, in JAX/Flax."""

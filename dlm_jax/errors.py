@@ -1,0 +1,23 @@
+"""The one exception that is meant for people, and the search for the name they probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence with the key, the value and where it stands.
+
+    The command line prints it and exits with code 2, which schedulers do not retry.
+    """
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns ``' (did you mean X?)'`` for the closest candidate, or ``''`` when none is close."""
+    names = list(candidates)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not matches:
+        folded = {candidate.lower(): candidate for candidate in names}
+        matches = [folded[name.lower()]] if name.lower() in folded else []
+    return f" (did you mean {matches[0]}?)" if matches else ""

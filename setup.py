@@ -1,0 +1,68 @@
+"""Packaging: `tasks/`, `gin_configs/` and `launch/` live at the top, where users work, and install inside `dlm_jax`."""
+
+from setuptools import find_packages, setup
+
+# Data files only: there is no Python in `gin_configs/`, yet it must travel in the wheel.
+PACKAGE_DIRECTORIES = {
+    "dlm_jax": "dlm_jax",
+    "dlm_jax.tasks": "tasks",
+    "dlm_jax.gin_configs": "gin_configs",
+    "dlm_jax.launch": "launch",
+}
+
+REQUIREMENTS = [
+    "jax",
+    "flax>=0.12.8",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "tensorflow",
+    "seqio",
+    "sentencepiece",
+    "tokenizers",
+    "safetensors",
+    "gin-config>=0.5",
+    "clu",
+    "tensorboard",  # clu.metric_writers imports it, and TensorFlow no longer brings it
+    "etils",
+    "numpy",
+    "rich",
+    "sacrebleu",
+    "rouge-score",
+    "matplotlib",
+]
+
+EXTRAS = {
+    "hf": ["huggingface_hub"],
+    "quickstart": ["reasoning-gym==0.1.25"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "bench": ["torch", "transformers"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["hf"],
+    *EXTRAS["quickstart"],
+    *EXTRAS["bench"],
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "import-linter",
+    "build",
+]
+
+setup(
+    name="dlm_jax",
+    version="0.1.0",
+    description="Turn masked language models into diffusion language models, in JAX/Flax",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), *list(PACKAGE_DIRECTORIES)[1:]],
+    package_dir=PACKAGE_DIRECTORIES,
+    package_data={"dlm_jax": ["py.typed"], "dlm_jax.gin_configs": ["**/*.gin", "*.gin"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dlm=dlm_jax.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Task families: each module registers its tasks when it is imported."""
