@@ -1,4 +1,6 @@
-"""Packaging: `tasks/`, `gin_configs/` and `launch/` live at the top, where users work, and install inside `dlm_jax`."""
+"""Packaging: `tasks/`, `gin_configs/` and `launch/` install inside `dlm_jax`."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -11,7 +13,7 @@ PACKAGE_DIRECTORIES = {
 }
 
 REQUIREMENTS = [
-    "jax",
+    "jax>=0.10.2",  # moves in a pair with flax: see constraints.txt
     "flax>=0.12.8",
     "optax",
     "orbax-checkpoint",
@@ -48,16 +50,17 @@ EXTRAS["dev"] = [
     "ruff",
     "mypy",
     "import-linter",
-    "build",
+    "setuptools>=77",
 ]
 
 setup(
     name="dlm_jax",
     version="0.1.0",
     description="Turn masked language models into diffusion language models, in JAX/Flax",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), *list(PACKAGE_DIRECTORIES)[1:]],
     package_dir=PACKAGE_DIRECTORIES,

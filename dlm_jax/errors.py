@@ -21,3 +21,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
         folded = {candidate.lower(): candidate for candidate in names}
         matches = [folded[name.lower()]] if name.lower() in folded else []
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+class RunError(Exception):
+    """The run itself failed, for example by a loss that is not finite; the command line exits with code 1."""

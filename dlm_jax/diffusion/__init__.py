@@ -1,1 +1,1 @@
-"""."""
+"""The mathematics of the absorbing process: corruption, objectives, likelihood, sampling."""

@@ -1,1 +1,1 @@
-"""."""
+"""The denoisers: encoders of the BERT and RoBERTa families, and their large-vocabulary loss."""

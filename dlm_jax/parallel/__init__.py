@@ -1,1 +1,1 @@
-"""."""
+"""Meshes, logical-axis rules, accelerators, and the host's memory."""

@@ -1,0 +1,31 @@
+"""The names that gin files can use, and what each stands for; a module is imported when used."""
+
+from __future__ import annotations
+
+# Functions that a command calls; the same gin files may bind several of them.
+ENTRIES = ("train", "evaluate")
+
+CONFIGURABLES = {
+    "train": "dlm_jax.training.train:train",
+    "evaluate": "dlm_jax.evaluation.evaluate:evaluate",
+    # Models.
+    "EncoderConfig": "dlm_jax.models.config:EncoderConfig",
+    # Objectives and their parts.
+    "Diffusion": "dlm_jax.training.objectives:Diffusion",
+    "MaskedLanguageModel": "dlm_jax.training.objectives:MaskedLanguageModel",
+    "DiffusionObjective": "dlm_jax.diffusion.objectives:DiffusionObjective",
+    "MaskedLanguageModelObjective": "dlm_jax.diffusion.objectives:MaskedLanguageModelObjective",
+    "AbsorbingProcess": "dlm_jax.diffusion.process:AbsorbingProcess",
+    "Linear": "dlm_jax.diffusion.schedules:Linear",
+    "Cosine": "dlm_jax.diffusion.schedules:Cosine",
+    "Polynomial": "dlm_jax.diffusion.schedules:Polynomial",
+    # Training.
+    "AdamW": "dlm_jax.training.optimizers:AdamW",
+    "CheckpointConfig": "dlm_jax.checkpoints.manager:CheckpointConfig",
+    "MeshConfig": "dlm_jax.parallel.mesh:MeshConfig",
+    "Truncation": "dlm_jax.data.table:Truncation",
+    # Sampling and evaluation.
+    "Policy": "dlm_jax.sampling.policy:Policy",
+    "LikelihoodEvaluator": "dlm_jax.evaluation.evaluators:LikelihoodEvaluator",
+    "GenerationEvaluator": "dlm_jax.evaluation.evaluators:GenerationEvaluator",
+}

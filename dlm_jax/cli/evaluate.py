@@ -1,0 +1,39 @@
+"""`dlm eval`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dlm_jax.cli.flags import add_gin, load_config
+from dlm_jax.errors import UserError
+
+DEFAULT_FILE = "runs/evaluate.gin"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the verb."""
+    add_gin(parser)
+    parser.add_argument(
+        "--run_dir",
+        required=True,
+        metavar="FOLDER",
+        help=f"folder of the run; without --gin_file it is measured as {DEFAULT_FILE} says",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Checks the configuration, records it, and evaluates.
+
+    The modules that the run was trained with are imported again, so its tasks are known.
+    """
+    from dlm_jax import config
+
+    folder = Path(arguments.run_dir)
+    if not folder.is_dir():
+        raise UserError(f"--run_dir={arguments.run_dir} is not a folder")
+    trained = folder / "config.gin"
+    modules = config.imported_modules(trained) if trained.is_file() else []
+    checked = load_config(arguments, "evaluate", arguments.gin_file or [DEFAULT_FILE], modules)
+    config.record(checked, folder, "eval.gin")
+    checked.call(run_dir=arguments.run_dir)

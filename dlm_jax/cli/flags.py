@@ -1,0 +1,171 @@
+"""Flags that several verbs share, and the parser whose complaints are `UserError`s."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dlm_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from dlm_jax.config import Config
+
+_GIN = "--gin."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def parse(
+    verb: str,
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    arguments: Sequence[str],
+) -> argparse.Namespace:
+    """Parses the arguments of a verb.
+
+    Raises:
+        UserError: a flag is unknown, incomplete, or has a value of the wrong kind.
+    """
+    parser = _Parser(prog=f"dlm {verb}", description=description, allow_abbrev=False)
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of mistakes, too")
+    rewritten = [_as_binding(item) for item in arguments]
+    for item in rewritten:
+        # Before argparse looks: it would complain of a missing flag, not of the misspelled one.
+        flag = item.partition("=")[0]
+        if flag.startswith("--") and flag != "--" and flag not in parser._option_string_actions:
+            if flag == "--gin_bindings":
+                binding = item.removeprefix("--gin_bindings=")
+                raise UserError(f"dlm {verb} takes no gin bindings, such as --gin.{binding}")
+            hint = nearest(flag, parser._option_string_actions)
+            raise UserError(f"dlm {verb} has no flag {flag}{hint}")
+    known, unknown = parser.parse_known_args(rewritten)
+    if unknown:
+        raise UserError(
+            f"dlm {verb}: {unknown[0]} belongs to no flag; a text with spaces needs quotes"
+        )
+    return known
+
+
+def _as_binding(argument: str) -> str:
+    """Rewrites `--gin.NAME=VALUE`, which argparse cannot declare, as `--gin_bindings=…`."""
+    if not argument.startswith(_GIN):
+        return argument
+    binding = argument.removeprefix(_GIN)
+    if "=" not in binding:
+        raise UserError(f"{argument} has no value: write {argument}=VALUE, without spaces")
+    return f"--gin_bindings={binding}"
+
+
+def add_gin(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that make up a configuration."""
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--gin_file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file, here or among the installed ones; of several, later ones win",
+    )
+    group.add_argument(
+        "--gin_bindings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one binding, which wins over the files; the short form is --gin.NAME=VALUE",
+    )
+    group.add_argument(
+        "--gin_search_path",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="folder to look into for gin files",
+    )
+    add_import(parser)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds `--import`."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module, or path of a .py file, that registers tasks or configurables",
+    )
+
+
+def load_config(
+    arguments: argparse.Namespace, entry: str, files: Sequence[str], modules: Sequence[str] = ()
+) -> Config:
+    """Reads and checks what `add_gin`'s flags say; the entry function gets `run_dir` from its verb.
+
+    Args:
+        arguments: parsed flags.
+        entry: name of the function that will be called.
+        files: gin files, in order.
+        modules: modules to import, beside those that the flags name.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    from dlm_jax import config
+    from dlm_jax.cli.configurables import CONFIGURABLES, ENTRIES
+
+    names = dict.fromkeys([*modules, *(module_name(name) for name in arguments.modules)])
+    return config.load(
+        files,
+        [*(f"import {name}" for name in names), *arguments.gin_bindings],
+        entry,
+        CONFIGURABLES,
+        arguments.gin_search_path,
+        other_entries=ENTRIES,
+        supplied=("run_dir",),
+        importer=_import,
+    )
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports the modules of `--import` for a verb without gin.
+
+    Raises:
+        UserError: a module is missing or raises.
+    """
+    for name in names:
+        _import(module_name(name))
+
+
+def _import(name: str) -> Any:
+    from dlm_jax.data.tasks import import_task_modules
+
+    return import_task_modules([name])
+
+
+def module_name(name: str) -> str:
+    """Returns the name under which `--import` finds a module, and makes a .py file findable.
+
+    Raises:
+        UserError: the file is missing, or its name is no module's or already that of another.
+    """
+    if not name.endswith(".py"):
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UserError(f"--import={name} is neither the name of a module nor a .py file")
+        return name
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        hint = nearest(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise UserError(f"--import={name} names a file that does not exist{hint}")
+    if not path.stem.isidentifier():
+        raise UserError(f"--import={name} cannot be imported: {path.stem} is no name for a module")
+    loaded = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and (loaded is None or Path(loaded).resolve() != path):
+        raise UserError(f"--import={name} has the name of another module, so rename the file")
+    sys.path.insert(0, str(path.parent))
+    return path.stem

@@ -1,0 +1,102 @@
+"""`dlm sample`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dlm_jax.api import DiffusionLanguageModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the verb."""
+    parser.add_argument(
+        "--run_dir",
+        required=True,
+        metavar="FOLDER",
+        help="run folder, one of its checkpoints, or a Hugging Face folder",
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text to answer; may be repeated; - reads one prompt a line from the standard input",
+    )
+    parser.add_argument(
+        "--infill",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text whose gaps to fill: <mask> is one token, <mask>*3 three",
+    )
+    parser.add_argument("--steps", type=int, help="denoiser evaluations of an answer")
+    parser.add_argument(
+        "--length",
+        default="16",
+        help="tokens of an answer; of several (1,2,4) the best-scored answer is kept",
+    )
+    parser.add_argument("--strategy", help="decoding, such as cmlm or left-to-right")
+    parser.add_argument(
+        "--temperature", type=float, help="of sampled tokens; 0 takes the likeliest"
+    )
+    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--trace", metavar="FILE.html", help="write how the answers came about")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints one answer a line, in the order of the prompts or texts."""
+    prompts = _prompts(arguments.prompt)
+    if bool(prompts) == bool(arguments.infill):
+        raise UserError("dlm sample needs either --prompt (repeatable, - for stdin) or --infill")
+    if arguments.infill and arguments.length is not None:
+        raise UserError("--length goes with --prompt: the gaps of --infill have their own lengths")
+    names = ("steps", "length", "strategy", "temperature", "seed")
+    options = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in options.items() if value is not None}
+    import dlm_jax.api
+
+    model = dlm_jax.api.load(arguments.run_dir)
+    if arguments.trace:
+        options["trace"] = True
+    answers = (
+        model.generate(prompts, **options) if prompts else model.infill(arguments.infill, **options)
+    )
+    for answer in answers:
+        print(answer.text)
+    if arguments.trace:
+        _write_trace(Path(arguments.trace), model, _titles(prompts or arguments.infill, options))
+
+
+def _titles(texts: list[str], options: dict[str, Any]) -> list[str]:
+    """One heading a row: with several lengths, each text is a row for each of them."""
+    lengths = options.get("length")
+    if lengths is None:
+        return texts
+    return [f"{text} ({length} tokens)" for text in texts for length in lengths]
+
+
+def _write_trace(path: Path, model: DiffusionLanguageModel, titles: list[str]) -> None:
+    from dlm_jax.sampling.trace_page import trace_html
+
+    assert model.trace is not None
+    page = trace_html(
+        model.trace, model.vocabulary.piece, rows=range(len(titles)), row_titles=titles
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--trace={path} cannot be written: {error.strerror}") from error
+    print(f"trace: {path}", file=sys.stderr)
+
+
+def _prompts(flags: list[str]) -> list[str]:
+    prompts: list[str] = []
+    for flag in flags:
+        prompts += [line.rstrip("\n") for line in sys.stdin] if flag == "-" else [flag]
+    return prompts

@@ -1,0 +1,52 @@
+"""`dlm eval`: judges the checkpoint of a run and rebuilds its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlm_jax.checkpoints.loading import load_model
+from dlm_jax.checkpoints.run_folder import RunFolder
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation.report import write_report
+from dlm_jax.models.encoder import from_parameters
+from dlm_jax.training.evaluators import Evaluator
+from dlm_jax.training.metrics import append_metrics
+
+
+def evaluate(
+    run_dir: str | Path,
+    *,
+    evaluators: Sequence[Evaluator],
+    step: int | None = None,
+    report: bool = True,
+) -> dict[str, dict[str, float]]:
+    """Runs evaluators on a checkpoint; figures are added to `metrics.jsonl`.
+
+    Args:
+        run_dir: folder of the run.
+        evaluators: what to measure.
+        step: of the checkpoint; None = the newest.
+        report: whether to rebuild `report.html`.
+
+    Returns:
+        {split: figures}.
+
+    Raises:
+        UserError: the run, its checkpoint or a task cannot be read.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.is_run:
+        raise UserError(f"{run_dir} is not a run folder: dlm import makes one of foreign weights")
+    loaded = load_model(run_dir, step=step)
+    denoiser = from_parameters(loaded.description.config, loaded.parameters)
+    reached = loaded.step or 0
+    results: dict[str, dict[str, float]] = {}
+    for evaluator in evaluators:
+        found = evaluator(denoiser, loaded.vocabulary, loaded.description, folder, reached)
+        for split, values in found.items():
+            results.setdefault(split, {}).update(values)
+    append_metrics(folder.metrics, reached, results)
+    if report:
+        write_report(run_dir)
+    return results

@@ -1,0 +1,203 @@
+"""The two ways to judge a model, as values that gin files set: by likelihood and by generation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlm_jax.api import DiffusionLanguageModel, nelbo_of_rows
+from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
+from dlm_jax.data.packing import evaluation_batches
+from dlm_jax.data.table import ExampleTable, Truncation, build_table
+from dlm_jax.data.tasks import Task, members
+from dlm_jax.data.vocabularies import Vocabulary
+from dlm_jax.diffusion.process import AbsorbingProcess
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation.generation import (
+    Example,
+    GeneratedBatch,
+    GenerationRequest,
+    evaluate_generation,
+)
+from dlm_jax.evaluation.likelihood import NelboResult, evaluate_nelbo
+from dlm_jax.models.encoder import Encoder
+
+
+def _tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
+    chosen = name or description.task
+    if chosen is None:
+        raise UserError("no task to evaluate on: set TASK, the model was not trained on one")
+    return tuple(task for task, _ in members(chosen)[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodEvaluator:
+    """NELBO of held-out examples by Monte Carlo, with its standard error.
+
+    Attributes:
+        task: task or mixture; None = what the run is trained on.
+        split: of the task.
+        max_examples: how many records of each task; None = all.
+        draws: noise levels an example, stratified.
+        num_timesteps: T of the discrete bound; None = the tighter one of continuous time.
+        batch_size: rows at a time.
+        length: tokens a row; None = that of the run.
+        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits hold.
+        seed: of the noise; the same examples get the same noise at every step and for every model.
+    """
+
+    task: str | None = None
+    split: str = "validation"
+    max_examples: int | None = 200
+    draws: int = 8
+    num_timesteps: int | None = None
+    batch_size: int = 32
+    length: int | None = None
+    head_chunk: int | None = None
+    seed: int = 0
+
+    def __call__(
+        self,
+        denoiser: Encoder,
+        vocabulary: Vocabulary,
+        description: ModelDescription,
+        folder: RunFolder,
+        step: int,
+    ) -> dict[str, dict[str, float]]:
+        """Returns {'eval/<task>': figures}."""
+        return {
+            f"eval/{task.name}": self.nelbo(denoiser, vocabulary, description, task).metrics()
+            for task in _tasks(self.task, description)
+        }
+
+    def nelbo(
+        self,
+        denoiser: Encoder,
+        vocabulary: Vocabulary,
+        description: ModelDescription,
+        task: Task,
+    ) -> NelboResult:
+        """Scores one task.
+
+        Raises:
+            UserError: the task lacks the split, or an example does not fit.
+        """
+        length = self.length or description.length or denoiser.config.max_length
+        table = build_table(
+            task, self.split, vocabulary, length, Truncation(), limit=self.max_examples
+        )
+        process = AbsorbingProcess(vocabulary.mask_id, num_timesteps=self.num_timesteps)
+
+        def nats(batch: Mapping[str, Any]) -> np.ndarray:
+            estimate = nelbo_of_rows(
+                denoiser,
+                dict(batch),
+                process=process,
+                draws=self.draws,
+                chunk=self.head_chunk,
+                seed=self.seed,
+            )
+            return np.asarray(estimate.nelbo)[:, 0]
+
+        return evaluate_nelbo(
+            nats,
+            evaluation_batches(table, self.batch_size, length),
+            texts=_maskable_texts(table, vocabulary),
+        )
+
+
+def _maskable_texts(table: ExampleTable, vocabulary: Vocabulary) -> list[str]:
+    texts = []
+    for index in range(len(table)):
+        tokens, prompt_length = table.example(index)
+        texts.append(vocabulary.decode(tokens[prompt_length:].tolist()))
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationEvaluator:
+    """Answers held-out examples and applies the metrics of their tasks; every answer is kept.
+
+    Attributes:
+        task: task or mixture; None = what the run is trained on. Plain-text members are passed over.
+        split: of the task.
+        max_examples: how many of each task; None = all.
+        strategy: of decoding, such as 'reparam-uncond-deterministic-cosine', 'cmlm' or 'left-to-right'.
+        steps: denoiser evaluations an answer.
+        temperature: 0 = argmax.
+        canvas: 'search' (each of `response_lengths` is tried and the best mean log-probability kept),
+            'fixed' (the longest of them) or 'oracle' (the length of the reference; figures are named so).
+        response_lengths: candidate lengths in tokens, `</s>` not counted.
+        batch_size: rows at a time.
+        seed: of the random numbers of decoding.
+    """
+
+    task: str | None = None
+    split: str = "validation"
+    max_examples: int | None = 200
+    strategy: str = "reparam-uncond-deterministic-cosine"
+    steps: int = 10
+    temperature: float = 0.0
+    canvas: str = "search"
+    response_lengths: Sequence[int] = (1, 2, 3, 4)
+    batch_size: int = 64
+    seed: int = 0
+
+    def __call__(
+        self,
+        denoiser: Encoder,
+        vocabulary: Vocabulary,
+        description: ModelDescription,
+        folder: RunFolder,
+        step: int,
+    ) -> dict[str, dict[str, float]]:
+        """Returns {'eval/<task>': figures}, and writes `eval/<task>/<step>.jsonl`."""
+        model = DiffusionLanguageModel(denoiser, vocabulary, description)
+        results = {}
+        for task in _tasks(self.task, description):
+            if task.plain_text:
+                continue
+            results[f"eval/{task.name}"] = evaluate_generation(
+                functools.partial(self._answer, model),
+                list(self._examples(task, vocabulary)),
+                task.metrics,
+                task=task.name,
+                step=step,
+                run_dir=folder.path,
+                response_length=max(self.response_lengths),
+                canvas=self.canvas,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+        return results
+
+    def _examples(self, task: Task, vocabulary: Vocabulary) -> Iterator[Example]:
+        pairs = zip(task.examples(self.split), task.tokenized(self.split, vocabulary))
+        for index, (text, (inputs, targets)) in enumerate(pairs):
+            if self.max_examples is not None and index >= self.max_examples:
+                return
+            prompt = [vocabulary.bos_id, *inputs]
+            yield Example(index, text.inputs, text.targets, prompt, targets)
+
+    def _answer(self, model: DiffusionLanguageModel, request: GenerationRequest) -> GeneratedBatch:
+        options: dict[str, Any] = {
+            "row_ids": request.row_ids,
+            "strategy": self.strategy,
+            "steps": self.steps,
+            "temperature": self.temperature,
+            "seed": request.seed,
+        }
+        if self.canvas == "search":
+            answers = model.search_lengths(request.prompts, self.response_lengths, **options)
+        else:
+            answers = model.generate_ids(request.prompts, request.response_lengths, **options)
+        return GeneratedBatch(
+            texts=[answer.text for answer in answers],
+            scores=[answer.score for answer in answers],
+            nfe=[answer.nfe for answer in answers],
+            tokens=[answer.tokens for answer in answers],
+        )

@@ -1,0 +1,283 @@
+"""Evaluation by generation: every example is answered, judged by its task's metrics and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm_jax.errors import UserError, nearest
+from dlm_jax.evaluation import metrics as metrics_lib
+from dlm_jax.evaluation.json_lines import write_json_lines
+
+CANVASES = ("fixed", "search", "oracle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One evaluation example.
+
+    Attributes:
+      index: position in the dataset, the identity that seeds its noise.
+      inputs: the prompt as text.
+      targets: the reference answer, or several.
+      prompt_ids: token ids given to the model, `<s>` included.
+      target_ids: token ids of the (first) reference without `</s>`; only its length is used, and
+        only by the oracle canvas.
+    """
+
+    index: int
+    inputs: str
+    targets: metrics_lib.Target
+    prompt_ids: Sequence[int]
+    target_ids: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationRequest:
+    """A batch of rows to answer.
+
+    Attributes:
+      prompts: token ids of each row's prompt.
+      response_lengths: tokens to generate in each row, `</s>` not counted; the most of them where
+        `generate` searches for the length.
+      row_ids: identity of each row for its random numbers (the example's index).
+      seed: of the whole evaluation.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    response_lengths: Sequence[int]
+    row_ids: Sequence[int]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedBatch:
+    """Answers to a `GenerationRequest`, one entry a row.
+
+    Attributes:
+      texts: the answers.
+      scores: mean log-probability of the answer's tokens when they were written, nats.
+      nfe: denoiser evaluations spent.
+      tokens: token ids written on each row's canvas; they tell the length that a search chose.
+    """
+
+    texts: Sequence[str]
+    scores: Sequence[float]
+    nfe: Sequence[int]
+    tokens: Sequence[Sequence[int]] = ()
+
+
+GenerateFunction = Callable[[GenerationRequest], GeneratedBatch]
+
+
+def predictions_path(run_dir: str | Path, task: str, step: int, canvas: str = "fixed") -> Path:
+    """Returns where the predictions of a task at a step are kept.
+
+    An oracle canvas has a file of its own, so that its answers never pass for the model's.
+    """
+    suffix = ".oracle" if canvas == "oracle" else ""
+    return Path(run_dir) / "eval" / task / f"{step}{suffix}.jsonl"
+
+
+def _batches(items: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), batch_size):
+        yield list(items[start : start + batch_size])
+
+
+def _response_lengths(
+    examples: Sequence[Example], task: str, canvas: str, response_length: int | None
+) -> list[int]:
+    if canvas not in CANVASES:
+        raise UserError(
+            f"canvas = {canvas!r} of task {task!r} is not one of {', '.join(CANVASES)}"
+            + nearest(str(canvas), CANVASES)
+        )
+    if canvas != "oracle":
+        if response_length is None or response_length < 1:
+            raise UserError(
+                f"task {task!r}: response_length = {response_length} of a {canvas} canvas "
+                "must be 1 or more"
+            )
+        return [response_length] * len(examples)
+    empty = [example.index for example in examples if not len(example.target_ids)]
+    if empty:
+        raise UserError(f"task {task!r}: example {empty[0]} has no reference for an oracle canvas")
+    return [len(example.target_ids) for example in examples]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    text: str
+    score: float
+    nfe: int
+    length: int
+
+
+def _generate_all(
+    generate: GenerateFunction,
+    examples: Sequence[Example],
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[_Answer]:
+    """Answers the examples in batches of similar length; results are in the order given."""
+    order = sorted(
+        range(len(examples)), key=lambda i: (len(examples[i].prompt_ids) + lengths[i], i)
+    )
+    answers: dict[int, _Answer] = {}
+    for chosen in _batches(order, batch_size):
+        # A short last batch would be compiled anew for its shape; its padding is thrown away.
+        padded = chosen + [chosen[-1]] * (min(batch_size, len(order)) - len(chosen))
+        generated = generate(
+            GenerationRequest(
+                prompts=[examples[i].prompt_ids for i in padded],
+                response_lengths=[lengths[i] for i in padded],
+                row_ids=[examples[i].index for i in padded],
+                seed=seed,
+            )
+        )
+        sizes = {len(generated.texts), len(generated.scores), len(generated.nfe)}
+        if sizes != {len(padded)}:
+            raise ValueError(f"asked for {len(padded)} answers, got {sorted(sizes)}")
+        for row, i in enumerate(chosen):
+            answers[i] = _Answer(
+                generated.texts[row],
+                float(generated.scores[row]),
+                int(generated.nfe[row]),
+                len(generated.tokens[row]) if len(generated.tokens) else lengths[i],
+            )
+        if progress is not None:
+            progress(len(answers), len(order))
+    return [answers[i] for i in range(len(examples))]
+
+
+def judge(
+    metric_functions: Sequence[metrics_lib.MetricFunction],
+    targets: Sequence[metrics_lib.Target],
+    predictions: Sequence[str],
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Applies metrics to predictions.
+
+    Returns:
+      (figures, per_example): the corpus figures, with `<name>_se` the bootstrap standard error
+      of those of `evaluation.metrics`; and for each example those that are a mean of examples.
+
+    Raises:
+      ValueError: no examples, unequal lengths, or two metrics that report the same name.
+    """
+    figures: dict[str, float] = {}
+    per_example: list[dict[str, float]] = [{} for _ in predictions]
+    for metric in metric_functions:
+        measured = metrics_lib.statistics(metric, targets, predictions) or {}
+        values = dict(metric(targets, predictions))
+        clash = sorted(values.keys() & figures.keys())
+        if clash:
+            raise ValueError(f"two metrics report {clash[0]!r}")
+        for name, value in values.items():
+            figures[name] = float(value)
+            entry = measured.get(name)
+            if entry is None:
+                continue
+            interval = metrics_lib.bootstrap_interval(entry.per_example, entry.figure)
+            figures[f"{name}_se"] = interval.standard_error
+            if entry.per_example.shape[1] == 1:
+                for row, statistic in zip(per_example, entry.per_example[:, 0]):
+                    row[name] = float(statistic)
+    return figures, per_example
+
+
+def _records(
+    examples: Sequence[Example],
+    answers: Sequence[_Answer],
+    per_example: Sequence[Mapping[str, float]],
+    *,
+    seed: int,
+    canvas: str,
+) -> Iterator[dict[str, Any]]:
+    for example, answer, judged in zip(examples, answers, per_example):
+        targets = example.targets
+        yield {
+            "index": example.index,
+            "input": example.inputs,
+            "target": targets if isinstance(targets, str) else list(targets),
+            "prediction": answer.text,
+            "score": answer.score if math.isfinite(answer.score) else None,
+            "nfe": answer.nfe,
+            "seed": seed,
+            "canvas": canvas,
+            "canvas_length": answer.length,
+            "metrics": dict(judged),
+        }
+
+
+def evaluate_generation(
+    generate: GenerateFunction,
+    examples: Sequence[Example],
+    metric_functions: Sequence[metrics_lib.MetricFunction],
+    *,
+    task: str,
+    step: int,
+    run_dir: str | Path | None,
+    response_length: int | None = None,
+    canvas: str = "fixed",
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Generates an answer to every example, judges them, and keeps each prediction.
+
+    Batches hold examples of similar length, since a row's answer does not depend on its
+    neighbours. Predictions go to `predictions_path(run_dir, task, step, canvas)` in the order of
+    `examples`, with the fields index, input, target, prediction, score, nfe, seed, canvas,
+    canvas_length and metrics (the per-example values).
+
+    Args:
+      generate: answers a batch of rows.
+      examples: what to answer.
+      metric_functions: each fn(targets, predictions) -> dict.
+      task: the task's name, also the folder of its predictions.
+      step: training step of the parameters.
+      run_dir: run folder; None keeps no predictions.
+      response_length: tokens to generate on a canvas that is not oracle.
+      canvas: 'fixed' = `response_length`; 'search' = `generate` chooses among lengths up to it;
+        'oracle' = the length of the reference. Every figure of an oracle canvas is named
+        `oracle_<figure>`, since the reference takes part in the answer.
+      batch_size: rows of a batch.
+      seed: of the random numbers of generation.
+      progress: called with (examples done, examples in all) after each batch.
+
+    Returns:
+      The figures of the metrics with `<figure>_se` (see `judge`), `score` (mean log-probability,
+      nats a token), `nfe` (mean denoiser evaluations), and `n`, the number of examples.
+
+    Raises:
+      UserError: no examples, an unknown canvas, or no length for it.
+      ValueError: `generate` does not return one answer a row, or metrics clash.
+    """
+    if not examples:
+        raise UserError(f"task {task!r} has no examples to evaluate")
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size} of the evaluation of {task!r} must be >= 1")
+    lengths = _response_lengths(examples, task, canvas, response_length)
+    answers = _generate_all(
+        generate, examples, lengths, batch_size=batch_size, seed=seed, progress=progress
+    )
+    targets = [example.targets for example in examples]
+    figures, per_example = judge(metric_functions, targets, [answer.text for answer in answers])
+    if run_dir is not None:
+        write_json_lines(
+            predictions_path(run_dir, task, step, canvas),
+            _records(examples, answers, per_example, seed=seed, canvas=canvas),
+        )
+    finite = [answer.score for answer in answers if math.isfinite(answer.score)]
+    if finite:
+        figures["score"] = math.fsum(finite) / len(finite)
+    figures["nfe"] = math.fsum(answer.nfe for answer in answers) / len(answers)
+    if canvas == "oracle":
+        figures = {f"oracle_{name}": value for name, value in figures.items()}
+    return {**figures, "n": float(len(examples))}

@@ -1,0 +1,300 @@
+"""Reads back what a run has written: its metrics, predictions, configuration and trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlm_jax.errors import UserError, nearest
+from dlm_jax.evaluation.json_lines import read_json_lines
+
+EVALUATION_PREFIX = "eval/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """How a figure is named and read by people.
+
+    Attributes:
+      label: name in words.
+      unit: unit, '' where it is a plain number.
+      better: 'higher', 'lower' or '' where neither is better.
+      upper: end of the scale where it has one.
+    """
+
+    label: str
+    unit: str = ""
+    better: str = ""
+    upper: float | None = None
+
+    @property
+    def axis(self) -> str:
+        """Axis label with the unit in brackets."""
+        return f"{self.label} [{self.unit}]" if self.unit else self.label
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "loss": Quantity("training loss", "nats/token, weighted", "lower"),
+    "learning_rate": Quantity("learning rate"),
+    "tokens_per_second": Quantity("throughput", "tokens/s", "higher"),
+    "exact_match": Quantity("exact match", "fraction", "higher", 1.0),
+    "numeric_answer": Quantity("numeric answer", "fraction", "higher", 1.0),
+    "token_f1": Quantity("token F1", "fraction", "higher", 1.0),
+    "bleu": Quantity("BLEU", "0–100", "higher", 100.0),
+    "bleu_lowercase": Quantity("BLEU, lower-cased", "0–100", "higher", 100.0),
+    "rouge1": Quantity("ROUGE-1", "0–100", "higher", 100.0),
+    "rouge2": Quantity("ROUGE-2", "0–100", "higher", 100.0),
+    "rougeL": Quantity("ROUGE-L", "0–100", "higher", 100.0),
+    "nelbo": Quantity("NELBO", "nats/token", "lower"),
+    "nelbo_per_example": Quantity("NELBO of an example", "nats", "lower"),
+    "perplexity_bound": Quantity("perplexity bound", "", "lower"),
+    "bits_per_character": Quantity("bits per character", "bits", "lower"),
+    "score": Quantity("mean log-probability", "nats/token"),
+    "nfe": Quantity("denoiser evaluations", "a row"),
+    "accuracy": Quantity("accuracy of absorbed tokens", "fraction", "higher", 1.0),
+}
+
+
+def quantity(name: str) -> Quantity:
+    """Returns how a figure reads; an `oracle_` figure says so, an unknown one is its own name."""
+    if name in QUANTITIES:
+        return QUANTITIES[name]
+    if name.startswith("oracle_"):
+        base = quantity(name.removeprefix("oracle_"))
+        return dataclasses.replace(base, label=f"{base.label}, oracle length")
+    return Quantity(name.replace("_", " "))
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A figure along training: steps and values [points], standard errors or NaN [points]."""
+
+    steps: list[int]
+    values: list[float]
+    errors: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The predictions of a task at a step, on a canvas such as 'fixed', 'search' or 'oracle'."""
+
+    task: str
+    step: int
+    canvas: str
+    records: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is on disk of one run.
+
+    Attributes:
+      name: how the report calls it.
+      folder: the run folder.
+      splits: lines of metrics.jsonl by split ('train', 'eval/<task>'), ascending steps.
+      predictions: latest first within a task.
+      config: text of config.gin, or None.
+      model_info: text of model_info.txt, or None.
+      trace: text of trace.html, or None.
+      unreadable: lines skipped because they were cut short.
+    """
+
+    name: str
+    folder: Path
+    splits: dict[str, list[dict[str, Any]]]
+    predictions: list[Predictions]
+    config: str | None = None
+    model_info: str | None = None
+    trace: str | None = None
+    unreadable: int = 0
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the evaluated tasks, in the order of their first evaluation."""
+        return [
+            name.removeprefix(EVALUATION_PREFIX)
+            for name in self.splits
+            if name.startswith(EVALUATION_PREFIX)
+        ]
+
+    def evaluations(self, task: str) -> list[dict[str, Any]]:
+        """Returns the evaluation lines of a task, ascending steps."""
+        return self.splits.get(EVALUATION_PREFIX + task, [])
+
+    @property
+    def empty(self) -> bool:
+        """Whether the run has written neither metrics nor predictions."""
+        return not any(self.splits.values()) and not self.predictions
+
+
+def number(value: Any) -> float:
+    """Returns a JSON value as a float, NaN where it is no number."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.nan
+
+
+def series(lines: Iterable[Mapping[str, Any]], name: str) -> Series:
+    """Returns the finite values of a figure in ascending lines of metrics."""
+    found = [
+        (int(line["step"]), number(line.get(name)), number(line.get(f"{name}_se")))
+        for line in lines
+    ]
+    finite = [point for point in found if math.isfinite(point[1])]
+    return Series(
+        steps=[step for step, _, _ in finite],
+        values=[value for _, value, _ in finite],
+        errors=[error for _, _, error in finite],
+    )
+
+
+def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the names of the figures in evaluation lines, in the order of `QUANTITIES`."""
+    present = {
+        name
+        for line in lines
+        for name, value in line.items()
+        if math.isfinite(number(value)) and not name.endswith("_se")
+    }
+    present -= {"step", "n", "seconds", "time", "maskable_tokens"}
+    order = list(QUANTITIES)
+
+    def rank(name: str) -> tuple[int, str]:
+        base = name.removeprefix("oracle_")
+        return (order.index(base) if base in order else len(order), name)
+
+    return sorted(present, key=rank)
+
+
+def _splits(records: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Groups metrics by split. A resumed run repeats steps: what it wrote last counts."""
+    merged: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in records:
+        step = number(record.get("step"))
+        if not math.isfinite(step):
+            continue
+        lines = merged.setdefault(str(record.get("split", "train")), {})
+        lines[int(step)] = {**lines.get(int(step), {}), **record}
+    return {split: [lines[step] for step in sorted(lines)] for split, lines in merged.items()}
+
+
+def _predictions(folder: Path) -> tuple[list[Predictions], int]:
+    found: list[Predictions] = []
+    unreadable = 0
+    root = folder / "eval"
+    for path in sorted(root.rglob("*.jsonl")):
+        step, _, kind = path.name.removesuffix(".jsonl").partition(".")
+        if not step.isdigit():
+            continue
+        records, skipped = read_json_lines(path)
+        unreadable += skipped
+        if records:
+            task = path.parent.relative_to(root).as_posix()
+            canvas = kind or str(records[0].get("canvas", "fixed"))
+            found.append(Predictions(task, int(step), canvas, records))
+    return sorted(found, key=lambda entry: (entry.task, entry.canvas, -entry.step)), unreadable
+
+
+def _with_predicted_figures(
+    splits: dict[str, list[dict[str, Any]]], predictions: Sequence[Predictions]
+) -> dict[str, list[dict[str, Any]]]:
+    """Adds the means of the predictions of evaluations that metrics.jsonl does not know."""
+    known = {(split, int(line["step"])) for split, lines in splits.items() for line in lines}
+    extra: list[dict[str, Any]] = []
+    for entry in predictions:
+        split = EVALUATION_PREFIX + entry.task
+        if (split, entry.step) in known:
+            continue
+        judged = [
+            record["metrics"] for record in entry.records if isinstance(record.get("metrics"), dict)
+        ]
+        line: dict[str, Any] = {"step": entry.step, "split": split, "n": len(entry.records)}
+        for name in sorted({name for metrics in judged for name in metrics}):
+            values = [number(metrics.get(name)) for metrics in judged]
+            values = [value for value in values if math.isfinite(value)]
+            mean = math.fsum(values) / len(values) if values else math.nan
+            prefix = "oracle_" if entry.canvas == "oracle" else ""
+            line[prefix + name] = mean
+            if len(values) > 1:
+                spread = math.fsum((value - mean) ** 2 for value in values)
+                line[f"{prefix}{name}_se"] = math.sqrt(spread / (len(values) - 1) / len(values))
+        extra.append(line)
+    return _splits([line for lines in splits.values() for line in lines] + extra)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _existing_folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    hint = nearest(path.name, [sibling.name for sibling in siblings if sibling.is_dir()])
+    what = "is not a folder" if path.exists() else "does not exist"
+    raise UserError(f"run folder {path} {what}{hint}")
+
+
+def read_stage(folder: str | Path, name: str | None = None) -> Stage:
+    """Reads a run folder; files that are not there yet are empty in the result.
+
+    Raises:
+      UserError: the folder does not exist, or a file in it is not what its name says.
+    """
+    folder = _existing_folder(Path(folder))
+    records: list[dict[str, Any]] = []
+    unreadable = 0
+    if (folder / "metrics.jsonl").exists():
+        records, unreadable = read_json_lines(folder / "metrics.jsonl")
+    predictions, skipped = _predictions(folder)
+    return Stage(
+        name=folder.name if name is None else name,
+        folder=folder,
+        splits=_with_predicted_figures(_splits(records), predictions),
+        predictions=predictions,
+        config=_text(folder / "config.gin"),
+        model_info=_text(folder / "model_info.txt"),
+        trace=_text(folder / "trace.html"),
+        unreadable=unreadable + skipped,
+    )
+
+
+def stage_folders(run_dir: str | Path) -> dict[str, Path]:
+    """Returns the runs of a folder by name: itself, or else its sub-folders that hold metrics.
+
+    Raises:
+      UserError: the folder does not exist.
+    """
+    folder = _existing_folder(Path(run_dir))
+    if not (folder / "metrics.jsonl").exists():
+        inner = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+        if inner:
+            return {path.name: path for path in inner}
+    return {folder.resolve().name: folder}
+
+
+def read_summary(folder: str | Path) -> dict[str, Any] | None:
+    """Returns summary.json of a folder, or None where there is none.
+
+    Raises:
+      UserError: it is not a JSON object.
+    """
+    text = _text(Path(folder) / "summary.json")
+    if text is None:
+        return None
+    try:
+        summary = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{Path(folder) / 'summary.json'} is not JSON: {error}") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{Path(folder) / 'summary.json'} does not hold a JSON object")
+    return summary

@@ -1,0 +1,172 @@
+"""Bidirectional attention in which a token sees the tokens of its own segment only."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from dlm_jax.models.dropout import keep_mask, kept_scale
+
+# Finite, so that a row whose every score is masked gives no NaN.
+_MASKED = -1e30
+# Bytes of float32 scores that one block may hold: they should stay in the last-level cache.
+_BLOCK_BYTES = 8 * 2**20
+
+
+def attention(
+    qkv: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_seed: jax.Array | None = None,
+) -> jax.Array:
+    """Multi-head attention within segments.
+
+    Args:
+        qkv: queries, keys and values [batch, length, 3, heads, kv].
+        segment_ids: int32 [batch, length]; tokens see each other where these are equal.
+        dropout_rate: probability of dropping an attention probability.
+        dropout_seed: uint32 [2], or None for no dropout.
+
+    Returns:
+        [batch, length, heads, kv] in the dtype of `qkv`.
+    """
+    if dropout_seed is None or dropout_rate == 0.0:
+        dropout_seed, dropout_rate = jnp.zeros((2,), jnp.uint32), 0.0
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1):
+        return blockwise_attention(qkv, segment_ids, dropout_seed, dropout_rate)
+    return dense_attention(qkv, segment_ids, dropout_seed, dropout_rate)
+
+
+def dense_attention(
+    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+) -> jax.Array:
+    """The reference: all scores [batch, heads, length, length] at once, differentiated by JAX."""
+    query, key, value = _heads_first(qkv)
+    scores = _scores(query, key, segment_ids)
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    if dropout_rate:
+        kept = keep_mask(seed, scores.shape, dropout_rate)
+        probabilities = jnp.where(kept, probabilities * kept_scale(dropout_rate), 0.0)
+    context = jnp.einsum("bhqm,bhmk->bqhk", probabilities.astype(value.dtype), value)
+    return checkpoint_name(context, "attention_context")
+
+
+def _heads_first(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # [batch, length, 3, heads, kv] -> three of [batch, heads, length, kv]
+    split = qkv.transpose(2, 0, 3, 1, 4)
+    return split[0], split[1], split[2]
+
+
+def _scores(query: jax.Array, key: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    # float32 [batch, heads, query, key]
+    query = query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
+    scores = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=jnp.float32)
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    return jnp.where(same, scores, _MASKED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def blockwise_attention(
+    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+) -> jax.Array:
+    """The same, a few rows of the batch at a time, so that the scores never leave the cache.
+
+    The backward pass recomputes the probabilities from their log-normalisers (Dao et al. 2022,
+    FlashAttention, section 3.1); no [batch, heads, length, length] waits for it in memory.
+    """
+    return _blockwise_forward(qkv, segment_ids, seed, dropout_rate)[0]
+
+
+def _block_rows(batch: int, heads: int, length: int) -> int:
+    fitting = max(1, _BLOCK_BYTES // (4 * heads * length * length))
+    return max(rows for rows in range(1, batch + 1) if batch % rows == 0 and rows <= fitting)
+
+
+def _blocks(x: jax.Array, rows: int) -> jax.Array:
+    return x.reshape(x.shape[0] // rows, rows, *x.shape[1:])
+
+
+def _dropped(x: jax.Array, seed: jax.Array, rate: float, block: jax.Array) -> jax.Array:
+    # x [rows, heads, query, key] is block number `block` of the whole batch's probabilities.
+    if not rate:
+        return x
+    first_row = block * (x.shape[0] * x.shape[1] * x.shape[2])
+    return jnp.where(keep_mask(seed, x.shape, rate, first_row), x * kept_scale(rate), 0.0)
+
+
+def _blockwise_forward(
+    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    batch, length, _, heads, _ = qkv.shape
+    rows = _block_rows(batch, heads, length)
+
+    def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        index, block_qkv, segments = block
+        query, key, value = _heads_first(block_qkv)
+        scores = _scores(query, key, segments)
+        peak = scores.max(-1, keepdims=True)
+        exponentials = jnp.exp(scores - peak)
+        total = exponentials.sum(-1, keepdims=True)
+        weights = _dropped(exponentials, seed, dropout_rate, index).astype(value.dtype)
+        context = jnp.einsum("bhqm,bhmk->bhqk", weights, value, preferred_element_type=jnp.float32)
+        context = (context / total).astype(value.dtype).transpose(0, 2, 1, 3)
+        return context, (peak + jnp.log(total))[..., 0]
+
+    blocks = (jnp.arange(batch // rows), _blocks(qkv, rows), _blocks(segment_ids, rows))
+    context, normaliser = jax.lax.map(one_block, blocks)
+    context = context.reshape(batch, *context.shape[2:])
+    context = checkpoint_name(context, "attention_context")
+    normaliser = checkpoint_name(normaliser, "attention_normaliser")
+    return context, (qkv, segment_ids, seed, context, normaliser)
+
+
+def _blockwise_backward(
+    dropout_rate: float, residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, np.ndarray, np.ndarray]:
+    qkv, segment_ids, seed, context, normaliser = residuals
+    rows = qkv.shape[0] // normaliser.shape[0]
+    scale = 1.0 / math.sqrt(qkv.shape[-1])
+
+    def one_block(block: tuple[jax.Array, ...]) -> jax.Array:
+        index, block_qkv, segments, outputs, log_total, output_gradient = block
+        query, key, value = _heads_first(block_qkv)
+        outer = output_gradient.transpose(0, 2, 1, 3)
+        probabilities = jnp.exp(_scores(query, key, segments) - log_total[..., None])
+        weights = _dropped(probabilities, seed, dropout_rate, index).astype(value.dtype)
+        value_gradient = jnp.einsum("bhqm,bhqk->bhmk", weights, outer)
+        weight_gradient = jnp.einsum(
+            "bhqk,bhmk->bhqm", outer, value, preferred_element_type=jnp.float32
+        )
+        weight_gradient = _dropped(weight_gradient, seed, dropout_rate, index)
+        inner = (output_gradient * outputs).astype(jnp.float32).sum(-1).transpose(0, 2, 1)
+        score_gradient = (probabilities * (weight_gradient - inner[..., None]) * scale).astype(
+            value.dtype
+        )
+        query_gradient = jnp.einsum("bhqm,bhmk->bhqk", score_gradient, key)
+        key_gradient = jnp.einsum("bhqm,bhqk->bhmk", score_gradient, query)
+        stacked = jnp.stack([query_gradient, key_gradient, value_gradient], axis=1)
+        return stacked.transpose(0, 3, 1, 2, 4)
+
+    blocks = (
+        jnp.arange(normaliser.shape[0]),
+        *(_blocks(x, rows) for x in (qkv, segment_ids, context)),
+        normaliser,
+        _blocks(gradient, rows),
+    )
+    qkv_gradient = jax.lax.map(one_block, blocks).reshape(qkv.shape)
+    no_gradient = jax.dtypes.float0
+    return (
+        qkv_gradient,
+        np.zeros(segment_ids.shape, no_gradient),
+        np.zeros(seed.shape, no_gradient),
+    )
+
+
+blockwise_attention.defvjp(_blockwise_forward, _blockwise_backward)

@@ -1,0 +1,187 @@
+"""Cross-entropy against a large vocabulary, without ever holding [positions, vocab].
+
+Only the selected positions are projected: they are compacted to the front, and a loop whose trip
+count is their number visits them a chunk at a time. So the cost follows the noise, the shapes are
+static, and nothing can overflow. The gradients are computed in the same loop, while the chunk's
+logits are at hand; the backward pass only scales them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Bytes of float32 logits in one chunk, unless the caller says how many positions it holds.
+_CHUNK_BYTES = 256 * 2**20
+
+
+def linear_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array,
+    targets: jax.Array,
+    weight: jax.Array,
+    smoothing_weight: jax.Array,
+    *,
+    selected: jax.Array | None = None,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sum of weighted cross-entropies of softmax(hidden @ table.T + bias).
+
+    loss_sum = Σ_n weight_n · (−log p_n[target_n]) + smoothing_weight_n · mean_v(−log p_n[v]),
+    the second term being label smoothing (Szegedy et al. 2016, section 7).
+
+    Args:
+        hidden: [positions, embed], any floating dtype; products are computed in it.
+        table: float32 [vocab, embed].
+        bias: float32 [vocab].
+        targets: int32 [positions].
+        weight: float32 [positions].
+        smoothing_weight: float32 [positions].
+        selected: bool [positions], the positions to project; by default those where one of the
+            weights is not 0. A position that is not selected counts for nothing.
+        chunk: positions projected at a time; by default as many as 256 MiB of logits hold.
+
+    Returns:
+        loss_sum, a float32 scalar in nats, differentiable with respect to `hidden`, `table` and
+        `bias` only; nll float32 [positions] in nats and correct bool [positions] (no other logit
+        exceeds the target's), both constants to differentiation, 0 and False where not selected.
+
+    Raises:
+        ValueError: when `chunk` is not positive.
+    """
+    positions = hidden.shape[0]
+    if chunk is None:
+        chunk = max(1, _CHUNK_BYTES // (4 * table.shape[0]))
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} is not a positive number of positions.")
+    if selected is None:
+        selected = (weight != 0) | (smoothing_weight != 0)
+    chunk = min(chunk, max(1, positions))
+    rows = (targets, jax.lax.stop_gradient(weight), jax.lax.stop_gradient(smoothing_weight))
+    return _linear_cross_entropy(hidden, table, bias, rows, selected, chunk)
+
+
+Rows = tuple[jax.Array, jax.Array, jax.Array]
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
+Outputs = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _linear_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array,
+    rows: Rows,
+    selected: jax.Array,
+    chunk: int,
+) -> Outputs:
+    return _loop(hidden, table, bias, rows, selected, chunk, differentiate=False)[0]
+
+
+def _forward(
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array,
+    rows: Rows,
+    selected: jax.Array,
+    chunk: int,
+) -> tuple[Outputs, tuple[Gradients, jax.Array]]:
+    outputs, gradients = _loop(hidden, table, bias, rows, selected, chunk, differentiate=True)
+    return outputs, (gradients, selected)
+
+
+def _backward(
+    chunk: int, residuals: tuple[Gradients, jax.Array], cotangents: Outputs
+) -> tuple[object, ...]:
+    gradients, selected = residuals
+    scale = cotangents[0]
+    scaled = [gradient * scale.astype(gradient.dtype) for gradient in gradients]
+    nothing = np.zeros(selected.shape, jax.dtypes.float0)
+    zeros = jnp.zeros(selected.shape, jnp.float32)
+    return (*scaled, (nothing, zeros, zeros), nothing)
+
+
+_linear_cross_entropy.defvjp(_forward, _backward)
+
+
+def _loop(
+    hidden: jax.Array,
+    table: jax.Array,
+    bias: jax.Array,
+    rows: Rows,
+    selected: jax.Array,
+    chunk: int,
+    *,
+    differentiate: bool,
+) -> tuple[Outputs, Gradients]:
+    positions, embed = hidden.shape
+    padded = -(-positions // chunk) * chunk
+    count = selected.sum()
+    order = jnp.nonzero(selected, size=padded, fill_value=0)[0]
+    kernel = table.astype(hidden.dtype)
+
+    def project(index: jax.Array, carry: tuple) -> tuple:
+        loss_sum, nll, correct, gradients = carry
+        start = index * chunk
+        place = jax.lax.dynamic_slice_in_dim(order, start, chunk)
+        live = start + jnp.arange(chunk) < count
+        chosen = hidden[place]
+        target, weight, smoothing = (row[place] for row in rows)
+        weight, smoothing = jnp.where(live, weight, 0.0), jnp.where(live, smoothing, 0.0)
+        logits = _products("ne,ve->nv", chosen, kernel) + bias
+        peak = logits.max(-1, keepdims=True)
+        exponentials = jnp.exp(logits - peak)
+        total = exponentials.sum(-1, keepdims=True)
+        log_total = (peak + jnp.log(total))[:, 0]
+        target_logit = jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+        chunk_nll = log_total - target_logit
+        loss_sum += (weight * chunk_nll + smoothing * (log_total - logits.mean(-1))).sum()
+        nll = jax.lax.dynamic_update_slice_in_dim(nll, chunk_nll, start, 0)
+        hit = target_logit >= peak[:, 0]
+        correct = jax.lax.dynamic_update_slice_in_dim(correct, hit, start, 0)
+        if differentiate:
+            softmax_scale = (weight + smoothing)[:, None] / total
+            is_target = jnp.arange(bias.size) == target[:, None]
+            slope = exponentials * softmax_scale - jnp.where(is_target, weight[:, None], 0.0)
+            slope = slope - smoothing[:, None] / bias.size
+            gradients = _accumulate(gradients, slope, chosen, kernel, start)
+        return loss_sum, nll, correct, gradients
+
+    nothing: tuple = ()
+    if differentiate:
+        nothing = (
+            jnp.zeros((padded, embed), jnp.float32),
+            jnp.zeros(table.shape, jnp.float32),
+            jnp.zeros(bias.shape, jnp.float32),
+        )
+    initial = (jnp.float32(0.0), jnp.zeros(padded), jnp.zeros(padded, bool), nothing)
+    chunks = (count + chunk - 1) // chunk
+    loss_sum, nll, correct, gradients = jax.lax.fori_loop(0, chunks, project, initial)
+    rank = jnp.cumsum(selected) - 1
+    outputs = loss_sum, jnp.where(selected, nll[rank], 0.0), selected & correct[rank]
+    if differentiate:
+        hidden_gradient = jnp.where(selected[:, None], gradients[0][rank], 0.0)
+        gradients = (hidden_gradient.astype(hidden.dtype), *gradients[1:])
+    return outputs, gradients
+
+
+def _accumulate(
+    gradients: Gradients, slope: jax.Array, chosen: jax.Array, kernel: jax.Array, start: jax.Array
+) -> Gradients:
+    # slope float32 [chunk, vocab]: the derivative of the loss with respect to the logits
+    hidden_gradient, table_gradient, bias_gradient = gradients
+    narrow = slope.astype(chosen.dtype)
+    chunk_gradient = _products("nv,ve->ne", narrow, kernel)
+    return (
+        jax.lax.dynamic_update_slice_in_dim(hidden_gradient, chunk_gradient, start, 0),
+        table_gradient + _products("nv,ne->ve", narrow, chosen),
+        bias_gradient + slope.sum(0),
+    )
+
+
+def _products(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)

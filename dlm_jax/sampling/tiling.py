@@ -1,0 +1,48 @@
+"""How one step of many rows is cut into pieces of work. It changes speed, never a result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+# Widths that a row may be cut to; multiples of 64 tokens, for the reason given in `Tiling`.
+_WIDTHS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Sizes of the pieces that the denoiser is called on.
+
+    Args:
+      block_tokens: the encoder runs on blocks of this many tokens: rows that need no evaluation are
+        left out, and each row is cut to the smallest width that holds it. The shape of a block
+        depends on its row only, so that its floats cannot depend on the rest of the batch: matrix
+        libraries choose their order of summation by shape (with XLA on x86, fewer than 128 tokens
+        or widths other than multiples of 64 change the last bits). None runs the whole batch at
+        once, which accelerators and sharded batches need.
+      head_positions: the head runs on this many positions at a time, so that never more than
+        [head_positions, vocab] logits exist.
+    """
+
+    block_tokens: int | None = 128
+    head_positions: int = 64
+
+    def widths(self, length: int) -> tuple[int, ...]:
+        """Widths of blocks for a canvas of `length` tokens, ascending, the last one is `length`."""
+        if self.block_tokens is None:
+            return (length,)
+        return (*(width for width in _WIDTHS if width < length), length)
+
+    def rows(self, width: int) -> int:
+        """Rows of a block of `width` tokens."""
+        assert self.block_tokens is not None
+        return max(1, self.block_tokens // width)
+
+
+def default_tiling() -> Tiling:
+    """Blocks on a single CPU device, the whole batch at once elsewhere."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1):
+        return Tiling()
+    return Tiling(block_tokens=None, head_positions=512)

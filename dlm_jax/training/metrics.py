@@ -1,0 +1,160 @@
+"""Where the figures of a run go: a JSON line each, TensorBoard events, and one line on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def truncate_after(file: Path, step: int) -> None:
+    """Drops the lines of steps after `step`, and a last line that a killed process left half-written.
+
+    A resumed run writes those steps again, so the file holds each step once.
+    """
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    draft.replace(file)
+
+
+def append_metrics(file: Path, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Adds the lines of an evaluation to the metrics of a run that is not being trained."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        for split, values in results.items():
+            lines.write(json.dumps(_entry(step, split, values)) + "\n")
+
+
+def _entry(step: int, split: str, values: Mapping[str, float]) -> dict[str, Any]:
+    plain = {k: v if isinstance(v, int) else float(v) for k, v in values.items()}
+    return {"step": step, "split": split, "time": round(time.time(), 3), **plain}
+
+
+class MetricsWriter:
+    """Appends `{"step": …, "split": …, name: value …}` lines and the same values as TensorBoard scalars."""
+
+    def __init__(self, file: Path, resume_from: int = 0) -> None:
+        """Opens `file` for the steps after `resume_from`; events stand in the folder beside it."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        truncate_after(file, resume_from)
+        self._lines = file.open("a", encoding="utf-8")
+        self._events = _EventFile(file.parent / "tensorboard")
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes one line; `split` is 'train' or 'eval/<task>'."""
+        self._lines.write(json.dumps(_entry(step, split, values)) + "\n")
+        self._lines.flush()
+        self._events.write(step, {f"{split}/{name}": float(v) for name, v in values.items()})
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._lines.close()
+        self._events.close()
+
+
+class _EventFile:
+    """TensorBoard scalars by its own record format; its usual writers import TensorFlow, which costs seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = (folder / name).open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        summary = self._summary(
+            value=[self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
+        )
+        self._write(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Progress:
+    """A live line on a terminal, and plain lines now and then where there is none (logs of a cluster)."""
+
+    def __init__(self, label: str, total_steps: int, first_step: int, seconds_between: float = 10.0):
+        """Starts at `first_step` of `total_steps`; `label` names the run."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Live
+
+        self._label, self._total, self._step = label, total_steps, first_step
+        self._pause, self._last = seconds_between, time.monotonic()
+        self._live: Live | None = None
+        console = Console(file=sys.stderr)
+        if console.is_terminal:
+            self._live = Live(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._live.add_task(
+                label, total=total_steps, completed=first_step, figures=""
+            )
+        self._began, self._first = time.monotonic(), first_step
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, step: int, figures: str) -> None:
+        """Shows that `step` steps are done, with `figures` beside it."""
+        self._step = step
+        if self._live:
+            self._live.update(self._task, completed=step, figures=figures)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._pause or step == self._total:
+            self._last = now
+            left = (now - self._began) / max(1, step - self._first) * (self._total - step)
+            print(
+                f"{self._label}: step {step}/{self._total}  {figures}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._live:
+            self._live.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,54 @@
+"""What a training step reads and writes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(NamedTuple):
+    """A pytree; everything in it is saved, and a restored one continues bit for bit.
+
+    Attributes:
+        step: int32 [], number of finished optimizer steps.
+        parameters: float32 tree of the model.
+        optimizer_state: optax's tree.
+        skipped: int32 [], steps whose loss or gradient was not finite and which changed nothing.
+        time_state: the importance table of the time sampler, or None.
+    """
+
+    step: jax.Array
+    parameters: Any
+    optimizer_state: Any
+    skipped: jax.Array
+    time_state: Any = None
+
+    @classmethod
+    def create(
+        cls, parameters: Any, optimizer: optax.GradientTransformation, time_state: Any = None
+    ) -> TrainState:
+        """Returns the state before the first step."""
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            parameters=parameters,
+            optimizer_state=optimizer.init(parameters),
+            skipped=jnp.zeros((), jnp.int32),
+            time_state=time_state,
+        )
+
+    def training(self) -> dict[str, Any]:
+        """Everything but the parameters, as one tree to save."""
+        return {
+            "step": self.step,
+            "optimizer_state": self.optimizer_state,
+            "skipped": self.skipped,
+            "time_state": self.time_state,
+        }
+
+    @classmethod
+    def join(cls, parameters: Any, training: dict[str, Any]) -> TrainState:
+        """The inverse of taking `parameters` and `training()` apart."""
+        return cls(parameters=parameters, **training)

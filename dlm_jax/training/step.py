@@ -1,0 +1,122 @@
+"""One optimizer step: noise, denoise, add up, divide once, update. One compiled function, no host in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dlm_jax.models import encoder as encoders
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.training.objectives import Objective
+from dlm_jax.training.scoring import score
+from dlm_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    config: EncoderConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    chunk: int | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds the step function.
+
+    Args:
+        config: shape of the encoder.
+        objective: draws the noise and weighs the losses.
+        optimizer: the optax transformation.
+        seed: of noise and dropout; both are functions of it and of the step or the example's number alone.
+        accumulation: micro-batches a step. Losses and gradients are added as sums and divided once by the summed
+            weights, so the result does not depend on how the batch was cut.
+        chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits hold.
+
+    Returns:
+        `step(state, batch) -> (state, metrics)`; `metrics` are float32 sums, with 'weight_sum' to divide 'loss_sum'
+        by and 'tokens', the tokens (without padding) that went through the denoiser. A loss or gradient that is not finite leaves the state as it was and counts in `state.skipped`.
+    """
+    noise_key = jax.random.key(seed, impl="threefry2x32")
+    dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
+    dropout = config.dropout_rate > 0 or config.attention_dropout_rate > 0
+
+    def loss_sums(
+        parameters: Any, batch: Batch, dropout_key: jax.Array, time_state: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        noised = objective.noise(batch, noise_key, time_state=time_state)
+        denoiser = encoders.from_parameters(config, parameters)
+        scores = score(denoiser, noised, chunk=chunk, dropout_key=dropout_key if dropout else None)
+        loss_sum, weight_sum, metrics = objective.loss(noised, scores)
+        new_time_state = objective.update_time_state(time_state, noised, scores.nll)
+        metrics = {
+            **metrics,
+            "loss_sum": loss_sum,
+            "weight_sum": weight_sum,
+            "tokens": jnp.sum(noised.segment_ids > 0, dtype=jnp.float32),
+        }
+        return loss_sum, (metrics, new_time_state)
+
+    gradients_of = jax.value_and_grad(loss_sums, has_aux=True)
+
+    def accumulate(
+        parameters: Any, batch: Batch, key: jax.Array, time_state: Any
+    ) -> tuple[Any, Metrics, Any]:
+        if accumulation == 1:
+            (_, (metrics, time_state)), gradients = gradients_of(parameters, batch, key, time_state)
+            return gradients, metrics, time_state
+        micro_batches = jax.tree.map(
+            lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]), batch
+        )
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+            sums, time_state = carry
+            micro_batch, micro_key = inputs
+            (_, (metrics, time_state)), gradients = gradients_of(
+                parameters, micro_batch, micro_key, time_state
+            )
+            return (jax.tree.map(jnp.add, sums, (gradients, metrics)), time_state), None
+
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        shapes = jax.eval_shape(gradients_of, parameters, first, key, time_state)
+        (_, (metric_shapes, _)), gradient_shapes = shapes
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (gradient_shapes, metric_shapes)
+        )
+        keys = jax.random.split(key, accumulation)
+        (sums, time_state), _ = jax.lax.scan(body, (zeros, time_state), (micro_batches, keys))
+        return *sums, time_state
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(dropout_root, state.step)
+        gradients, metrics, time_state = accumulate(
+            state.parameters, batch, key, state.time_state
+        )
+        weight_sum = jnp.maximum(metrics["weight_sum"], 1e-9)
+        gradients = jax.tree.map(lambda g: g / weight_sum, gradients)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.parameters
+        )
+        parameters = optax.apply_updates(state.parameters, updates)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_state = TrainState(
+            step=state.step + 1,
+            parameters=keep(parameters, state.parameters),
+            optimizer_state=keep(optimizer_state, state.optimizer_state),
+            skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
+            time_state=keep(time_state, state.time_state),
+        )
+        return new_state, {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+
+    return step

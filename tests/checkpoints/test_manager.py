@@ -1,0 +1,153 @@
+"""Checkpoints come back bit for bit, damage is named, and nothing that is needed is deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.checkpoints import manifest
+from dlm_jax.checkpoints.manager import FORMAT, CheckpointConfig, CheckpointManager
+from dlm_jax.errors import UserError
+
+
+def _parameters(scale: float = 1.0):
+    return {
+        "embeddings": {"token": {"embedding": scale * jnp.arange(12.0).reshape(4, 3)}},
+        "head": {"bias": jnp.full((4,), 0.1 * scale)},
+    }
+
+
+def _training(step: int):
+    return {"step": jnp.int32(step), "moments": {"m": jnp.ones((4, 3)) / 3}, "time_state": None}
+
+
+def _abstract(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def _restore(manager, step):
+    return manager.restore(step, _abstract(_parameters()), _abstract(_training(0)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    manager = CheckpointManager(folder, CheckpointConfig(save_every=1, keep_latest=2))
+    for step in (1, 2):
+        manager.save(step, _parameters(step), _training(step), {"examples": 10 * step})
+    manager.close()
+    return folder
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def _array_file(folder, step=2):
+    files = [p for p in (folder / str(step) / "parameters").rglob("*") if p.is_file()]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_what_was_saved_comes_back_exactly(saved):
+    manager = CheckpointManager(saved)
+    assert manager.steps() == [1, 2]
+    parameters, training, cursor = _restore(manager, 2)
+    jax.tree.map(np.testing.assert_array_equal, parameters, _parameters(2))
+    np.testing.assert_array_equal(training["moments"]["m"], np.ones((4, 3), np.float32) / 3)
+    assert int(training["step"]) == 2
+    assert training["time_state"] is None
+    assert cursor == {"examples": 20}
+
+
+def test_parameters_alone(saved):
+    manager = CheckpointManager(saved)
+    parameters = manager.restore_parameters(1, _abstract(_parameters()))
+    jax.tree.map(np.testing.assert_array_equal, parameters, _parameters(1))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "flip"])
+def test_damage_is_named_and_the_earlier_step_offered(copy, damage):
+    file = _array_file(copy)
+    data = file.read_bytes()
+    if damage == "truncate":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "delete":
+        file.unlink()
+    else:
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    manager = CheckpointManager(copy)
+    with pytest.raises(UserError, match=r"is damaged.*delete it to resume from step 1"):
+        _restore(manager, 2)
+    assert int(_restore(manager, 1)[1]["step"]) == 1
+
+
+def test_damage_without_a_seal_is_still_one_sentence(copy):
+    (copy / "2" / manifest.MANIFEST).unlink()
+    for file in (copy / "2" / "parameters").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        _restore(CheckpointManager(copy), 2)
+
+
+def test_a_newer_format_asks_for_an_upgrade(copy):
+    file = copy / "2" / "cursor" / "metadata"
+    file.write_text(json.dumps({"format": FORMAT + 1, "cursor": {}}))
+    (copy / "2" / manifest.MANIFEST).unlink()
+    with pytest.raises(UserError, match=f"format {FORMAT + 1}.*upgrade dlm_jax"):
+        _restore(CheckpointManager(copy), 2)
+
+
+def test_another_model_is_named_by_its_first_difference(saved):
+    manager = CheckpointManager(saved)
+    wider = _parameters()
+    wider["head"]["bias"] = jnp.zeros((5,))
+    with pytest.raises(UserError, match=r"head/bias has shape \[4\] there and \[5\] here"):
+        manager.restore_parameters(2, _abstract(wider))
+    deeper = {**_parameters(), "final_norm": {"scale": jnp.zeros((3,))}}
+    with pytest.raises(UserError, match="no parameter final_norm/scale"):
+        manager.restore_parameters(2, _abstract(deeper))
+
+
+def test_missing_step_and_missing_folder(saved, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7.*there are: 1, 2"):
+        _restore(CheckpointManager(saved), 7)
+    with pytest.raises(UserError, match="does not exist"):
+        CheckpointManager(tmp_path / "nowhere")
+
+
+def test_latest_best_and_every_nth_are_kept_together(tmp_path):
+    config = CheckpointConfig(
+        save_every=1, keep_latest=1, keep_best=1, best_metric="nelbo", keep_every=4, asynchronous=False
+    )
+    manager = CheckpointManager(tmp_path / "checkpoints", config)
+    for step, nelbo in enumerate([5.0, 2.0, 3.0, 4.0, 4.5, 4.6], start=1):
+        manager.save(step, _parameters(), _training(step), {}, {"nelbo": nelbo})
+        assert manager.latest_step() == step  # the newest is never the one that is deleted
+    assert manager.steps() == [2, 4, 6]
+    manager.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"save_every": 0}, "save_every must be at least 1, not 0"),
+        ({"keep_latest": 0}, "keep_latest must be at least 1, not 0"),
+        ({"keep_best": -1}, "keep_best must not be negative"),
+        ({"best_mode": "smallest"}, "best_mode must be 'min' or 'max', not 'smallest'"),
+    ],
+)
+def test_settings_out_of_range(values, message):
+    with pytest.raises(UserError, match=message):
+        CheckpointConfig(**values)

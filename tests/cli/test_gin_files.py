@@ -1,0 +1,33 @@
+"""Every gin file of the package can be read, and sets only what exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dlm_jax.gin_configs
+import pytest
+
+from dlm_jax.cli.configurables import CONFIGURABLES
+from dlm_jax.config.files import read_program
+from dlm_jax.config.registry import Registry
+from dlm_jax.config.signatures import signature
+from dlm_jax.config.values import Macro, Reference, leaves
+
+FOLDER = Path(next(iter(dlm_jax.gin_configs.__path__)))
+FILES = sorted(file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*.gin"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shipped_file(name):
+    program = read_program([name], [], ())
+    registry = Registry(CONFIGURABLES, program.imports)
+    assert program.bindings
+    for binding in program.winners():
+        for leaf in leaves(binding.value):
+            if isinstance(leaf, Reference):
+                assert leaf.name in CONFIGURABLES, binding
+            elif isinstance(leaf, Macro) and name.startswith("examples/"):
+                assert leaf.name == "gin.REQUIRED" or program.macro(leaf.name), binding
+        if not binding.key.is_macro:
+            target = registry.target(binding.key.configurable)
+            assert binding.key.parameter in signature(target).annotations, binding

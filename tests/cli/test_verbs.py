@@ -1,0 +1,142 @@
+"""The thin verbs, on a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+
+import pytest
+from flax import nnx
+
+from dlm_jax import cli
+from dlm_jax.checkpoints.huggingface import export_folder
+from dlm_jax.data.vocabularies import CharacterVocabulary
+from dlm_jax.models import encoder
+from dlm_jax.models.config import SIZES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder with a character vocabulary."""
+    vocabulary = CharacterVocabulary("abcdefghijklmnopqrstuvwxyz ")
+    config = dataclasses.replace(
+        SIZES["test"], vocab_size=vocabulary.size, pad_id=vocabulary.pad_id
+    )
+    parameters = encoder.parameters(encoder.Encoder(config, rngs=nnx.Rngs(0)))
+    return export_folder(config, parameters, vocabulary, tmp_path_factory.mktemp("hf") / "model")
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_import_inspect_export_bring_the_same_weights_back(folder, tmp_path, capsys):
+    imported, exported = tmp_path / "run", tmp_path / "exported"
+    code, out, err = run(capsys, "import", folder, f"--run_dir={imported}")
+    assert (code, out.split()[1]) == (0, "parameters"), err
+    code, out, _ = run(capsys, "inspect", imported)
+    assert code == 0
+    assert "checkpoints  0\n" in out
+    assert "embed_dim               32" in out
+    code, from_folder, _ = run(capsys, "inspect", folder)
+    assert code == 0
+    assert from_folder.split("\nconfig\n")[1] == out.split("\nconfig\n")[1]
+    rows = from_folder.split("\nparameters\n")[1].splitlines()
+    assert "  layers/mlp/up/kernel             float32[2, 32, 64]" in rows
+    code, out, err = run(capsys, "export", f"--run_dir={imported}", f"--output={exported}")
+    assert code == 0, err
+    for name in ("model.safetensors", "config.json", "vocabulary.json"):
+        assert (exported / name).read_bytes() == (folder / name).read_bytes()
+    code, _, err = run(capsys, "import", folder, f"--run_dir={imported}")
+    assert (code, err) == (
+        2,
+        f"dlm: error: --run_dir={imported} already holds a run: name a new folder\n",
+    )
+
+
+@pytest.mark.parametrize("verb", ["import", "inspect"])
+def test_source_that_is_not_there(verb, tmp_path, capsys):
+    flags = [f"--run_dir={tmp_path / 'run'}"] if verb == "import" else []
+    code, out, err = run(capsys, verb, tmp_path / "none", *flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "run").exists()
+
+
+TASKS = """
+from dlm_jax.data.tasks import register_task
+
+register_task(
+    "letters_cli_test.next",
+    splits={"train": lambda: [{"a": "abc", "b": "d"}, {"a": "xyz", "b": "end"}]},
+    inputs="{a}",
+    targets="{b}",
+    description="The next letter.",
+)
+"""
+
+
+def test_tasks_are_listed_and_shown(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "letter_tasks.py").write_text(TASKS)
+    module = f"--import={tmp_path / 'letter_tasks.py'}"
+    code, out, err = run(capsys, "tasks", "list", module)
+    assert code == 0, err
+    row = next(line for line in out.splitlines() if line.startswith("letters_cli_test.next"))
+    assert row.endswith("The next letter. [train]")
+    vocabulary = f"--vocabulary={folder}"
+    code, out, err = run(
+        capsys, "tasks", "show", "letters_cli_test.next", vocabulary, module, "-n1"
+    )
+    assert code == 0, err
+    assert "[0] abc ⟦d " in out
+    assert "[1]" not in out
+    code, _, err = run(capsys, "tasks", "show", "letters_cli_test.nxt", vocabulary, module)
+    assert code == 2
+    assert "did you mean letters_cli_test.next?" in err
+
+
+def test_tasks_imports_no_tensorflow():
+    code = (
+        "import sys; from dlm_jax import cli; code = cli.main(['tasks', 'list']); "
+        "assert not {'tensorflow', 'jax', 'seqio'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_report_prints_its_path(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    code, out, _ = run(capsys, "report", f"--run_dir={tmp_path / 'run'}")
+    assert (code, out) == (0, f"{tmp_path / 'run/report.html'}\n")
+    assert (tmp_path / "run/report.html").is_file()
+    assert run(capsys, "report", f"--run_dir={tmp_path / 'none'}")[0] == 2
+
+
+def test_sample_answers_and_fills(folder, tmp_path, capsys, monkeypatch):
+    common = [f"--run_dir={folder}", "--steps=2"]
+    prompts = ["--prompt=abc", "--prompt=x y", "--length=3"]
+    code, out, err = run(capsys, "sample", *common, *prompts)
+    assert code == 0, err
+    assert len(out.splitlines()) == 2
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc\nx y\n"))
+    trace = tmp_path / "trace.html"
+    options = ["--prompt", "-", "--length=3", f"--trace={trace}"]
+    assert run(capsys, "sample", *common, *options) == (0, out, f"trace: {trace}\n")
+    page = trace.read_text()
+    assert "abc (3 tokens)" in page and "x y (3 tokens)" in page
+    code, filled, _ = run(capsys, "sample", *common, "--infill=ab<mask>d", "--seed=1")
+    assert code == 0
+    assert filled.startswith("ab")
+
+
+def test_sample_refuses_before_it_loads(folder, capsys):
+    flags = [f"--run_dir={folder}", "--infill=a<mask>", "--length=3"]
+    code, _, err = run(capsys, "sample", *flags)
+    assert code == 2
+    assert err == (
+        "dlm: error: --length goes with --prompt: the gaps of --infill have their own lengths\n"
+    )

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation import figures, report_page
+from dlm_jax.evaluation.report import write_report
+from dlm_jax.evaluation.run_records import (
+    QUANTITIES,
+    read_stage,
+    series,
+    stage_folders,
+)
+
+STAGES = ("warmup", "adapt", "finetune")
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+@pytest.fixture(scope="module")
+def written(finished_run: Path) -> Path:
+    return write_report(finished_run, {name: finished_run / name for name in STAGES})
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page(written.read_text(encoding="utf-8"))
+
+
+def test_the_page_loads_nothing(written: Path, page: Page) -> None:
+    tags = {tag for tag, _, _ in page.attributes}
+    assert not tags & {"script", "link", "img", "object", "embed", "base"}
+    for name in ("src", "href", "xlink:href", "action", "poster"):
+        assert all(value.startswith("#") for value in page.values(name))
+    text = written.read_text(encoding="utf-8")
+    assert "@import" not in text
+    # The only address is one that the configuration mentions, as text.
+    assert re.findall(r"https?://[^\s<\"]*", text) == ["http://example.org/a?b&amp;c"]
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+
+
+def test_ids_are_unique_and_references_meet_one(written: Path, page: Page) -> None:
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    text = written.read_text(encoding="utf-8")
+    wanted = {value[1:] for value in page.values("href")}
+    wanted |= {target[1:] for target in re.findall(r"url\(([^)]*)\)", text)}
+    assert wanted and wanted <= set(ids)
+
+
+def themes(text: str) -> list[str]:
+    """The variables of the light and of the dark theme."""
+    style = text[text.index("<style>") : text.index("</style>")]
+    found = re.findall(r":root\{([^}]*)\}", style)
+    assert len(found) == 2
+    return found
+
+
+def test_every_colour_follows_the_theme(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    used = set(re.findall(r"var\((--[\w-]+)\)", text))
+    for theme in themes(text):
+        assert used <= set(re.findall(r"(--[\w-]+):", theme))
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.S)
+    assert drawings
+    for drawing in drawings:
+        assert set(re.findall(r"(?:fill|stroke): ?(#\w+)", drawing)) == set()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(written: Path, theme: str) -> None:
+    """Contrast of WCAG 2.1: 4.5 for text, 3 for lines and marks of a figure."""
+    variables = themes(written.read_text(encoding="utf-8"))[theme == "dark"]
+    colors = dict(re.findall(r"(--[\w-]+):(#\w{6})", variables))
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(first: str, second: str) -> float:
+        high, low = sorted((luminance(colors[first]), luminance(colors[second])), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    for ground in ("--paper", "--ground"):
+        for ink in ("--ink", "--muted", "--right", "--wrong"):
+            assert contrast(ink, ground) >= 4.5
+    for name in colors:
+        if name.startswith("--series"):
+            assert contrast(name, "--paper") >= 3.0
+
+
+def test_png_files_are_the_figures_of_the_page(written: Path, page: Page) -> None:
+    from PIL import Image
+
+    files = sorted((written.parent / "figures").glob("*.png"))
+    assert [file.stem for file in files] == [
+        "confidence",
+        "evaluation_2_adapt",
+        "evaluation_3_finetune",
+        "results",
+        "training_1_warmup",
+        "training_2_adapt",
+        "training_3_finetune",
+    ]
+    assert sum(tag == "svg" and name == "viewbox" for tag, name, _ in page.attributes) == len(files)
+    for file in files:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            image.load()
+            assert image.format == "PNG" and min(image.size) > 300
+            assert len(set(image.convert("RGB").resize((64, 64)).getdata())) > 10
+    labels = page.values("aria-label")
+    assert len(labels) == len(files) and all(labels)
+
+
+def test_the_table_says_what_was_measured(finished_run: Path, page: Page) -> None:
+    rows = {(row[0], row[1], row[2]): row[3:] for row in page.rows if row[0] in STAGES}
+    nelbo = rows["adapt", "prose", "NELBO [nats/token]"]
+    assert nelbo == ["7.900 ± 0.050", "0", "4.000 ± 0.050", "900", "256"]
+    lines = read_stage(finished_run / "finetune").evaluations("word_reversal")
+    expected = report_page.format_value(lines[-1]["exact_match"], lines[-1]["exact_match_se"])
+    match = rows["finetune", "word_reversal", "exact match [fraction]"]
+    assert match[2:] == [expected, "1,500", "120"]
+    text = "".join(page.text)
+    for words in ("0.925 ± 0.024", "before 0.000 · n = 120", "9 min 43 s", "4.000 ± 0.050"):
+        assert words in text
+    assert "exact_match|case:mixed" in text
+
+
+def test_predictions_are_shown_as_text_with_their_verdict(finished_run: Path, page: Page) -> None:
+    rows = [row for row in page.rows if row[0] in ("✓ right", "✗ wrong")]
+    records = {
+        (json.loads(line)["input"], json.loads(line)["prediction"])
+        for task in ("word_reversal", "letter_count")
+        for line in (finished_run / "finetune/eval" / task / "1500.jsonl").read_text().splitlines()
+    }
+    assert len(rows) >= 16
+    for mark, given, target, prediction, _, nfe in rows:
+        assert (given, prediction) in records and "<b>&gamma</b>" in given
+        assert (mark == "✓ right") == (target == prediction)
+        assert nfe == "10"
+
+
+def test_trace_and_configuration_are_embedded(finished_run: Path, page: Page) -> None:
+    stage = finished_run / "finetune"
+    assert page.values("srcdoc") == [(stage / "trace.html").read_text()]
+    assert page.values("sandbox") == ["allow-scripts"]
+    text = "".join(page.text)
+    assert (stage / "config.gin").read_text() in text
+    assert (stage / "model_info.txt").read_text() in text
+
+
+def test_the_same_run_gives_the_same_bytes(finished_run: Path) -> None:
+    first, second = (
+        figures.draw([read_stage(finished_run / "adapt")])[0],
+        figures.draw([read_stage(finished_run / "adapt")])[0],
+    )
+    assert first == second
+
+
+def test_a_killed_run_is_reported_up_to_its_last_whole_line(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapt"
+    shutil.copytree(finished_run / "adapt", folder)
+    file = folder / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-25])
+    stage = read_stage(folder)
+    assert stage.unreadable == 1
+    assert series(stage.evaluations("prose"), "nelbo").values == [7.9, 5.1, 4.3]
+    text = "".join(Page(write_report(folder).read_text(encoding="utf-8")).text)
+    assert "1 line(s) were cut short" in text and "adapt (900 steps)" in text
+
+
+def test_a_step_written_again_after_a_resume_counts_once(tmp_path: Path) -> None:
+    lines = [{"step": s, "split": "train", "loss": float(s)} for s in (1, 2, 3)]
+    lines += [{"step": s, "split": "train", "loss": 10.0 * s} for s in (3, 4)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "loss": NaN}\n')
+    curve = series(read_stage(tmp_path).splits["train"], "loss")
+    assert (curve.steps, curve.values) == ([1, 2, 3, 4], [1.0, 2.0, 30.0, 40.0])
+
+
+def test_an_empty_run_says_so(tmp_path: Path) -> None:
+    text = "".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).text)
+    assert "has written neither metrics nor predictions yet" in text
+    assert not (tmp_path / "figures").exists()
+
+
+def test_predictions_alone_make_a_report(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run / "finetune" / "eval", tmp_path / "eval")
+    ours = read_stage(tmp_path).evaluations("word_reversal")[-1]
+    logged = read_stage(finished_run / "finetune").evaluations("word_reversal")[-1]
+    assert ours["exact_match"] == pytest.approx(logged["exact_match"])
+    assert ours["exact_match_se"] == pytest.approx(logged["exact_match_se"], rel=0.15)
+    text = "".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).text)
+    assert "has no training metrics" in text and "word_reversal" in text
+
+
+def test_an_oracle_evaluation_keeps_its_name(tmp_path: Path, evaluate_task) -> None:
+    evaluate_task(tmp_path, "task", 5, 0.5, canvas="oracle")
+    rows = Page(write_report(tmp_path).read_text(encoding="utf-8")).rows
+    names = {row[2] for row in rows if len(row) == 8 and row[1] == "task"}
+    assert names == {"exact match, oracle length [fraction]", "token F1, oracle length [fraction]"}
+
+
+def test_stages_are_found(finished_run: Path) -> None:
+    assert list(stage_folders(finished_run)) == sorted(STAGES)
+    assert list(stage_folders(finished_run / "adapt").values()) == [finished_run / "adapt"]
+
+
+def test_what_is_no_run_is_one_sentence(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean adapt"):
+        write_report(finished_run / "adpat")
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(UserError, match="summary.json does not hold a JSON object"):
+        write_report(tmp_path)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="summary.json is not JSON"):
+        write_report(tmp_path)
+
+
+def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
+    name = '$x_1$ <script>alert("1")</script> ' + "long " * 20
+    lines = [
+        {"step": step, "split": f"eval/{name}", "exact_match": 0.1 * step, "<b>": 1e9, "n": "many"}
+        for step in (1, 2)
+    ]
+    lines += [{"step": 1, "split": "train", "loss": "text"}, {"loss": 1.0}, {"step": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = Page(write_report(tmp_path, title="<i>").read_text(encoding="utf-8"))
+    assert not {tag for tag, _, _ in found.attributes} & {"script", "b", "i"}
+    assert name in {row[1] for row in found.rows if len(row) > 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.925, 0.024, "0.925 ± 0.024"),
+        (0.5, 0.0, "0.500 ± 0.000"),
+        (34.1049, 0.512, "34.10 ± 0.51"),
+        (1234.5, 31.0, "1,234 ± 31"),
+        (2.345678, float("nan"), "2.35"),
+        (float("nan"), 0.1, "–"),
+        (0.00001, float("nan"), "0.000"),
+        (5.0, 1e-9, "5.0000 ± 0.0000"),
+    ],
+)
+def test_values_have_the_digits_of_their_error(value: float, error: float, text: str) -> None:
+    assert report_page.format_value(value, error) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1500, "1.5k"), (2e6, "2M"), (3e-4, "3e-4"), (0.25, "0.25"), (-1e9, "-1B")],
+)
+def test_tick_labels(value: float, text: str) -> None:
+    assert figures._tick_text(value) == text
+
+
+def test_every_metric_of_the_room_has_a_label_and_a_unit_of_its_scale() -> None:
+    from dlm_jax.evaluation import metrics
+
+    texts = ["one 1", "two words 2"]
+    for metric in (
+        metrics.bleu,
+        metrics.rouge,
+        metrics.exact_match,
+        metrics.token_f1,
+        metrics.numeric_answer,
+    ):
+        for name, value in metric(texts, texts).items():
+            upper = QUANTITIES[name].upper
+            assert upper is not None and value <= upper
+            # Texts of fewer than four words have no 4-gram to match.
+            assert value == pytest.approx(upper) or name.startswith("bleu") or name == "rouge2"
+
+
+def test_matplotlib_is_imported_in_one_place() -> None:
+    room = Path(figures.__file__).parent
+    users = {path.name for path in room.glob("*.py") if "import matplotlib" in path.read_text()}
+    users |= {path.name for path in room.glob("*.py") if "from matplotlib" in path.read_text()}
+    assert users == {"figures.py"}

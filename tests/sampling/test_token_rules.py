@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.diffusion.counter_random import random_words
+from dlm_jax.errors import UserError
+from dlm_jax.sampling.prediction import Forbidden
+from dlm_jax.sampling.token_rules import Argmax, Categorical, token_rule
+
+
+def test_argmax_scores_are_the_float64_log_probabilities(reference):
+    rng = np.random.default_rng(1)
+    for size, scale in ((30, 2.0), (700, 6.0), (34483, 1e-3), (34483, 10.0)):
+        logits = (rng.normal(size=(4, size)) * scale).astype(np.float32)
+        tokens, log_probs = jax.jit(Argmax().choose)(jnp.asarray(logits), (None, None))
+        expected = reference.log_softmax(logits)
+        np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
+        np.testing.assert_allclose(log_probs, expected.max(axis=-1), rtol=2e-6)
+
+
+def test_sure_predictions_are_still_told_apart():
+    gaps = np.linspace(18, 60, 40, dtype=np.float32)
+    logits = np.stack([gaps, np.zeros_like(gaps)], axis=-1)
+    log_probs = np.asarray(Argmax().choose(jnp.asarray(logits), (None, None)).log_probs)
+    np.testing.assert_allclose(log_probs, -np.log1p(np.exp(-gaps.astype(np.float64))), rtol=1e-5)
+    assert (np.diff(log_probs) > 0).all()
+
+
+def test_equal_logits_take_the_first_id():
+    logits = jnp.zeros((3, 300)).at[1, 7].set(2.0).at[1, 299].set(2.0).at[2, 299].set(1.0)
+    assert Argmax().choose(logits, (None, None)).tokens.tolist() == [0, 7, 299]
+
+
+def test_forbidden_ids_have_no_probability():
+    logits = jnp.zeros((2, 12)).at[:, 5].set(100.0).at[:, 11].set(50.0)
+    banned = Forbidden(mask_id=5, vocab_size=10).ban(logits)
+    assert np.flatnonzero(np.isneginf(banned[0])).tolist() == [5, 10, 11]
+    tokens, log_probs = Argmax().choose(banned, (None, None))
+    assert tokens.tolist() == [0, 0]
+    np.testing.assert_allclose(log_probs, np.log(1 / 9), rtol=1e-6)
+
+
+def test_draws_follow_the_tempered_law_and_are_scored_untempered(reference, key):
+    rng = np.random.default_rng(2)
+    logits = (rng.normal(size=12) * 2).astype(np.float32)
+    draws = 40_000
+    words = random_words(key, 99, 0, np.arange(draws, dtype=np.uint32), np.uint32(0))
+    batch = jnp.broadcast_to(jnp.asarray(logits), (draws, 12))
+    for temperature in (0.5, 1.0, 2.0):
+        tokens, log_probs = jax.jit(Categorical(temperature).choose)(batch, words)
+        expected = np.exp(reference.log_softmax(logits / temperature)) * draws
+        seen = np.bincount(np.asarray(tokens), minlength=12)
+        chi_square = ((seen - expected) ** 2 / expected).sum()
+        assert chi_square < 31.3  # 0.1% point of 11 degrees of freedom
+        np.testing.assert_allclose(
+            log_probs, reference.log_softmax(logits)[np.asarray(tokens)], rtol=2e-6
+        )
+
+
+def test_temperature_chooses_the_rule():
+    assert token_rule(0) == Argmax() and token_rule(0.7) == Categorical(0.7)
+    with pytest.raises(UserError, match="must be above 0"):
+        Categorical(0.0)

@@ -1,0 +1,51 @@
+"""The metrics file of a resumed run holds each step once, and TensorBoard reads the same figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from dlm_jax.training.metrics import MetricsWriter, truncate_after
+
+
+def _lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_resuming_drops_later_and_half_written_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(file)
+    for step in (10, 20, 30):
+        writer.write(step, "train", {"loss": 1.0 / step})
+    writer.close()
+    with file.open("a") as tail:
+        tail.write('{"step": 40, "split": "tr')  # killed while writing
+    writer = MetricsWriter(file, resume_from=20)
+    writer.write(30, "train", {"loss": 9.0})
+    writer.close()
+    assert [(e["step"], e["loss"]) for e in _lines(file)] == [(10, 0.1), (20, 0.05), (30, 9.0)]
+
+
+def test_nothing_to_truncate(tmp_path):
+    truncate_after(tmp_path / "absent.jsonl", 3)
+    assert not (tmp_path / "absent.jsonl").exists()
+
+
+def test_tensorboard_reads_the_events(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.write(7, "eval/prose", {"nelbo": 4.25})
+    writer.close()
+    # TensorBoard's own reader is the independent party; it is slow to import, hence a process of its own.
+    program = (
+        "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "events = EventAccumulator(sys.argv[1]); events.Reload()\n"
+        "[scalar] = events.Scalars('eval/prose/nelbo'); print(scalar.step, scalar.value)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "tensorboard")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert out.stdout.split() == ["7", "4.25"]
