@@ -89,7 +89,7 @@ def _initial_parameters(config: EncoderConfig) -> encoders.Parameters:
     def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = path[-1].key
         if name in ("scale", "bias"):
-            return jax.numpy.full(leaf.shape, float(name == "scale"))
+            return jax.numpy.full(leaf.shape, name == "scale", leaf.dtype)
         return jax.device_put(0.02 * generator.standard_normal(leaf.shape, np.float32))
 
     return jax.tree_util.tree_map_with_path(draw, encoders.abstract_parameters(config))

@@ -25,6 +25,7 @@ VERBS = {
     "export": ("export_model", "turn a run into a Hugging Face folder"),
     "inspect": ("inspect_model", "print what a run, a checkpoint or a Hugging Face folder is"),
     "report": ("report", "write report.html and its figures from what a run has recorded"),
+    "quickstart": ("quickstart", "do all of it once, on real weights and text, in minutes"),
 }
 
 _HELP = """usage: dlm VERB [flags]

@@ -128,7 +128,7 @@ def load_config(
         arguments.gin_search_path,
         other_entries=ENTRIES,
         supplied=("run_dir",),
-        importer=_import,
+        importer=import_task_module,
     )
 
 
@@ -139,10 +139,11 @@ def import_modules(names: Sequence[str]) -> None:
         UserError: a module is missing or raises.
     """
     for name in names:
-        _import(module_name(name))
+        import_task_module(module_name(name))
 
 
-def _import(name: str) -> Any:
+def import_task_module(name: str) -> Any:
+    """Imports a module by its dotted name; the tasks of this package need no prefix."""
     from dlm_jax.data.tasks import import_task_modules
 
     return import_task_modules([name])

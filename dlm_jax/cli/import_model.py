@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dlm_jax.checkpoints.loading import LoadedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,16 +24,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the weights as the checkpoint of step 0 of a run."""
+    loaded = import_weights(
+        arguments.source, arguments.run_dir, arguments.vocabulary, arguments.seed
+    )
+    for note in loaded.notes:
+        print(f"note: {note}")
+    count = loaded.description.config.num_parameters()
+    print(f"{count:,} parameters of {arguments.source} are in {arguments.run_dir}")
+
+
+def import_weights(
+    source: str, run_dir: str | Path, vocabulary: str | None = None, seed: int = 0
+) -> LoadedModel:
+    """Makes a run folder of pretrained weights.
+
+    Args:
+        source: where they are, as `dlm_jax.checkpoints.sources` reads it.
+        run_dir: folder to make.
+        vocabulary: file or folder of the tokenizer, where it is not beside the weights.
+        seed: of the weights that the source lacks.
+
+    Raises:
+        UserError: the folder holds a run, or the source cannot be read; then nothing is written.
+    """
     import numpy as np
 
     from dlm_jax.checkpoints.loading import load_model
     from dlm_jax.checkpoints.manager import CheckpointConfig, CheckpointManager
     from dlm_jax.checkpoints.run_folder import RunFolder
 
-    folder = RunFolder(arguments.run_dir)
+    folder = RunFolder(run_dir)
     if folder.is_run:
-        raise UserError(f"--run_dir={arguments.run_dir} already holds a run: name a new folder")
-    loaded = load_model(arguments.source, vocabulary=arguments.vocabulary, seed=arguments.seed)
+        raise UserError(f"--run_dir={run_dir} already holds a run: name a new folder")
+    loaded = load_model(source, vocabulary=vocabulary, seed=seed)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     manager = CheckpointManager(folder.checkpoints, CheckpointConfig())
     # No optimizer state: a run begins from these weights (`train.initial_checkpoint`), and cannot
@@ -36,7 +64,4 @@ def run(arguments: argparse.Namespace) -> None:
     manager.save(0, loaded.parameters, {"step": np.zeros((), np.int32)}, {})
     manager.close()
     folder.describe(loaded.description, loaded.vocabulary)
-    for note in loaded.notes:
-        print(f"note: {note}")
-    count = loaded.description.config.num_parameters()
-    print(f"{count:,} parameters of {arguments.source} are in {arguments.run_dir}")
+    return loaded

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             results["tasks before"] = judge.call(run_dir=folder / stage, report=False)
     _say("answers after finetuning")
     results["tasks after"] = judge.call(run_dir=folder / "finetune", report=False)
-    _trace(folder)
+    _trace(folder / "finetune")
     summary = summarise(results, time.monotonic() - began)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     report = write_report(folder, {stage: folder / stage for stage in STAGES}, title="Quickstart")
@@ -138,12 +138,21 @@ def _import_weights(warm_up: Any, folder: Path) -> Path:
     return imported
 
 
-def _trace(folder: Path) -> None:
-    """Writes how a few answers came about, step by step, for the report."""
+def _trace(run_dir: Path) -> None:
+    """Writes how the answers to a few unseen questions came about, step by step, for the report."""
     from dlm_jax import api
+    from dlm_jax.data.tasks import Mixture, get_task
     from dlm_jax.evaluation.traces import write_trace
 
-    write_trace(api.load(folder / "finetune"), folder / "finetune")
+    model = api.load(run_dir)
+    task = get_task(model.description.task or "")
+    names = list(task.rates) if isinstance(task, Mixture) else [task.name]
+    prompts = []
+    for name in names:
+        member = get_task(name)
+        if not isinstance(member, Mixture):
+            prompts.append(next(member.examples("test")).inputs)
+    write_trace(model, run_dir, prompts, lengths=range(1, 9), steps=8)
 
 
 def _say(text: str) -> None:

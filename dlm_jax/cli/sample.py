@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoiser evaluations of an answer")
     parser.add_argument(
         "--length",
-        default="16",
-        help="tokens of an answer; of several (1,2,4) the best-scored answer is kept",
+        type=_lengths,
+        metavar="TOKENS",
+        help="tokens of an answer (16); of several (1,2,4) the best-scored answer is kept",
     )
     parser.add_argument("--strategy", help="decoding, such as cmlm or left-to-right")
     parser.add_argument(
@@ -76,9 +77,17 @@ def run(arguments: argparse.Namespace) -> None:
 def _titles(texts: list[str], options: dict[str, Any]) -> list[str]:
     """One heading a row: with several lengths, each text is a row for each of them."""
     lengths = options.get("length")
-    if lengths is None:
+    if not isinstance(lengths, list):
         return texts
     return [f"{text} ({length} tokens)" for text in texts for length in lengths]
+
+
+def _lengths(text: str) -> int | list[int]:
+    """Reads '16' or '1,2,4'."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, nor several: 1,2,4")
+    return [int(part) for part in parts] if len(parts) > 1 else int(text)
 
 
 def _write_trace(path: Path, model: DiffusionLanguageModel, titles: list[str]) -> None:

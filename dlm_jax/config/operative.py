@@ -54,6 +54,18 @@ class Config:
         """Returns what is in force: 'scope/name.parameter' or macro -> value as gin source."""
         return {str(binding.key): repr(binding.value) for binding in self._operative()}
 
+    def value(self, name: str) -> Any:
+        """Returns what a macro, or a binding 'scope/name.parameter', is in the end.
+
+        Raises:
+            KeyError: nothing in force has that name.
+        """
+        for binding in self._operative():
+            if str(binding.key) == name:
+                inner = (binding.key.parameter,) if binding.key.is_macro else ()
+                return self._evaluate(binding.value, (*binding.key.scope, *inner), binding)
+        raise KeyError(name)
+
     def _operative(self) -> list[Binding]:
         return [binding for binding in self._program.winners() if self._reach.operative(binding)]
 

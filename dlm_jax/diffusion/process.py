@@ -142,7 +142,8 @@ class AbsorbingProcess:
         p_late, p_early = self.mask_probability(late), self.mask_probability(early)
         absorbed = maskable & (first < p_late)
         redrawn = maskable & (second < p_late)
-        thinned = absorbed & (second < p_early / p_late)
+        # A product, for division may round differently in vectors of another length.
+        thinned = absorbed & (second * p_late < p_early)
         return absorbed, jnp.where(late == early, redrawn, thinned)
 
     def noisy_tokens(

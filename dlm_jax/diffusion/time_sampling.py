@@ -77,8 +77,14 @@ def time_of_word(words: jax.Array, num_timesteps: int | None) -> jax.Array:
     """Maps uniform uint32 words monotonically to uniform times, float32 in (0, 1]."""
     if num_timesteps is None:
         return positive_uniform(words)
-    step = multiply_high(words, num_timesteps) + np.uint32(1)
-    return step.astype(jnp.float32) / num_timesteps
+    return _step_times(num_timesteps)[multiply_high(words, num_timesteps)]
+
+
+def _step_times(num_timesteps: int) -> jax.Array:
+    """1/T, 2/T, ..., 1. A table, for division may round differently in vectors of another length,
+    and the same example has to get the same mask in any batch.
+    """
+    return jnp.asarray(np.arange(1, num_timesteps + 1) / num_timesteps, jnp.float32)
 
 
 def _uniform_draws(words: tuple[jax.Array, ...], num_timesteps: int | None) -> tuple[TimeDraw, ...]:
@@ -207,14 +213,16 @@ class Importance:
         starts, widths = self._intervals(self.init(num_timesteps) if state is None else state)
         bins = starts.shape[0]
 
+        shares = np.float32(1.0) / widths.astype(jnp.float32)
+        importances = np.float32(2.0**32 / bins) * shares
+
         def time_draw(word: jax.Array) -> TimeDraw:
             index = jnp.searchsorted(starts, word, side="right") - 1
-            width = widths[index].astype(jnp.float32)
-            importance = np.float32(2.0**32) / (bins * width)
             if num_timesteps is not None:
-                return TimeDraw((index + 1).astype(jnp.float32) / bins, importance)
-            inside = ((word - starts[index]).astype(jnp.float32) + 1.0) / width
-            return TimeDraw((index + inside) / bins, importance)
+                return TimeDraw(_step_times(num_timesteps)[index], importances[index])
+            inside = ((word - starts[index]).astype(jnp.float32) + 1.0) * shares[index]
+            t = jnp.minimum((index + inside) * np.float32(1 / bins), 1.0)
+            return TimeDraw(t, importances[index])
 
         words = _recurrence_words(key, draw, example_ids, pair)
         return tuple(time_draw(word) for word in words)

@@ -6,6 +6,7 @@ layers are stacked on a leading `layers` axis of every parameter and applied by 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -225,22 +226,22 @@ class Encoder(nnx.Module):
 
 def abstract_parameters(config: EncoderConfig) -> Parameters:
     """The tree of parameters as `jax.ShapeDtypeStruct`; allocates nothing."""
-    return nnx.to_pure_dict(nnx.state(_abstract(config), nnx.Param))
+    return nnx.to_pure_dict(_structure(config)[1])
 
 
 def logical_axes(config: EncoderConfig) -> Parameters:
     """The tree of parameters with a tuple of logical axis names in place of each array."""
-    state = nnx.state(_abstract(config), nnx.Param)
     axes = jax.tree.map(
         lambda variable: variable.get_metadata("logical_axes"),
-        state,
+        _structure(config)[1],
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
     return nnx.to_pure_dict(axes)
 
 
-def _abstract(config: EncoderConfig) -> Encoder:
-    return nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0)))
+@functools.lru_cache(maxsize=32)
+def _structure(config: EncoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
 
 
 def parameters(encoder: Encoder) -> Parameters:
@@ -266,7 +267,8 @@ def from_parameters(config: EncoderConfig, tree: Parameters) -> Encoder:
             raise ValueError(
                 f"Parameter {path} has shape {given.get(path)}, expected {wanted.get(path)}."
             )
-    graphdef, state = nnx.split(_abstract(config))
+    graphdef, abstract = _structure(config)
+    state = jax.tree.map(lambda leaf: leaf, abstract)  # the cached one must stay abstract
     nnx.replace_by_pure_dict(state, tree)
     return nnx.merge(graphdef, state)
 

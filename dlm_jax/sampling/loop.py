@@ -29,7 +29,9 @@ class Generation:
       tokens: int32 [batch, length], the finished canvas; given tokens are as they were.
       scores: float32 [batch, length], log-probability (nats) of each written token at the step it
         was written; 0 at given positions, -inf where a mask is left.
-      nfe: int32 [batch], denoiser evaluations of each row; 0 for a row with nothing to write.
+      nfe: int32 [batch], steps at which the row needed the denoiser: all S with the
+        reparameterized rule (unless the row exits early), fewer with rules that never mask again
+        and have filled the row; 0 for a row with nothing to write.
       trace: what happened at each step, or None.
     """
 
@@ -144,7 +146,8 @@ def _generate(
                 key, Purpose.POSITION_SAMPLING, step, canvas.row_ids[:, None], canvas.positions
             ),
         )
-        return _apply(state, view, policy, budget, forbidden.mask_id)
+        evaluated = wanted.any(axis=-1)
+        return _apply(state, view, policy, budget, evaluated, forbidden.mask_id)
 
     start = _start(canvas, forbidden.mask_id, max_steps if traced else None)
     final = jax.lax.while_loop(lambda state: state.running.any(), advance, start)
@@ -166,7 +169,12 @@ def _start(canvas: Canvas, mask_id: int, traced_steps: int | None) -> _State:
 
 
 def _apply(
-    state: _State, view: StepView, policy: Policy, budget: jax.Array, mask_id: int
+    state: _State,
+    view: StepView,
+    policy: Policy,
+    budget: jax.Array,
+    evaluated: jax.Array,
+    mask_id: int,
 ) -> _State:
     """Writes and masks again what the position rule decides, in the rows that still run."""
     running = state.running[:, None]
@@ -187,7 +195,7 @@ def _apply(
         tokens=tokens,
         scores=scores,
         masked=masked,
-        nfe=state.nfe + state.running,
+        nfe=state.nfe + evaluated,
         running=going_on,
         trace=trace,
     )

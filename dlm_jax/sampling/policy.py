@@ -42,10 +42,10 @@ class Policy:
       positions: which positions are written and masked again.
       tokens: which token a position is given.
       schedule: how many positions stay masked after each step, for the rules that ask for it.
-      steps: S, denoiser evaluations a row. None, for `LeftToRight` only: as many as the row has
+      steps: S, steps of the reverse process. None, for `LeftToRight` only: as many as the row has
         editable positions.
-      early_exit: stop a row as soon as no later step can change it; False evaluates exactly S
-        times, as the paper does. Tokens and scores are the same.
+      early_exit: stop a row as soon as no later step can change it; False takes exactly S steps,
+        as the paper does. Tokens and scores are the same.
 
     Raises:
       UserError: `steps` is not positive, or None with a rule that needs a number.
@@ -60,8 +60,7 @@ class Policy:
     def __post_init__(self) -> None:
         if self.steps is None and not isinstance(self.positions, LeftToRight):
             raise UserError(
-                "Policy.steps is None, which only left-to-right decoding allows; "
-                "give the number of denoiser evaluations."
+                "Policy.steps is None, which only left-to-right decoding allows; give their number."
             )
         if self.steps is not None and self.steps < 1:
             raise UserError(f"Policy.steps is {self.steps}, and must be at least 1.")

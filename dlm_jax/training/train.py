@@ -24,6 +24,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import accelerators, rules
+from dlm_jax.parallel.host_memory import keep_freed_memory
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.evaluators import Evaluator
 from dlm_jax.training.loop import Cadence, Feed, run_loop
@@ -118,6 +119,8 @@ def train(
         RunError: the loss was not finite and `on_nonfinite` is 'stop'.
     """
     began = time.monotonic()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
     folder = RunFolder(run_dir)
     overrides = _overrides(dtype, dropout_rate, remat_policy)
@@ -189,7 +192,7 @@ def train(
                 evaluate=_evaluation(evaluators, description, start.vocabulary, folder),
                 learning_rate=optimizer.learning_rates(total_steps),
                 flops_per_token=start.config.flops_per_token(length),
-                peak_flops=accelerators.peak_flops(jax.devices()),
+                peak_flops=_peak_flops(),
             )
         manager.close()
         writer.close()
@@ -335,6 +338,13 @@ def _evaluation(
         return results
 
     return evaluate
+
+
+def _peak_flops() -> float:
+    """FLOP/s of all devices together; 0 where the device is not in the table."""
+    devices = jax.devices()
+    known = accelerators.accelerator(devices[0].device_kind)
+    return len(devices) * known.peak_flops if known else 0.0
 
 
 def _model_info(config: EncoderConfig, shardings: Any) -> str:

@@ -83,6 +83,10 @@ def test_version(capsys):
         (["tasks", "lst"], "dlm tasks: argument action: invalid choice: 'lst'"),
         (["sample", "--run_dir=x"], "dlm sample needs either --prompt"),
         (["sample", "--run_dir=x", "--prompt=a", "--infill=b"], "dlm sample needs either --prompt"),
+        (
+            ["sample", "--run_dir=x", "--length=0"],
+            "dlm sample: argument --length: '0' is no number of",
+        ),
         (["sample", "--run_dir=x", "--steps=ten"], "dlm sample: argument --steps: invalid int"),
     ],
 )

@@ -64,6 +64,14 @@ def test_arguments_are_built(full):
     assert isinstance(built["optimizer"].betas, tuple)
 
 
+def test_single_values(full):
+    assert full.value("TASK") == full.value("train.task") == "reviews"
+    assert full.value("train.rates") == {"a": 0.5, "b": 0.5}
+    assert full.value("b/Accuracy.sizes") == [3]
+    with pytest.raises(KeyError):
+        full.value("unused")
+
+
 def test_arguments_of_the_call_win(full):
     assert full.call(run_dir="r", steps=1)["steps"] == 1
 

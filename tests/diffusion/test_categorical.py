@@ -33,7 +33,7 @@ def test_exponential_is_the_inverse_cdf():
     assert 16 < result[-1] < 17
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 16, 50, 101])
+@pytest.mark.parametrize("size", [1, 3, 50, 101])
 def test_law(size, key):
     """Chi-square against the exact probabilities, for sizes that do and do not fill the blocks."""
     logits = np.random.default_rng(size).normal(size=size).astype(np.float32) * 1.5

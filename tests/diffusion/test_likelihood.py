@@ -22,34 +22,25 @@ MASKED = {
     Polynomial(2.0): lambda t: t**2,
 }
 PROCESSES = [
-    AbsorbingProcess(MASK_ID, schedule, steps) for schedule in MASKED for steps in (None, 7, 1)
+    AbsorbingProcess(MASK_ID, schedule, steps) for schedule in MASKED for steps in (None, 7)
 ]
 TOKENS = np.array([6, 5, 4, 1])
 
 
 @pytest.fixture(scope="module")
-def subset_sums(tiny_batch, toy_nll):
+def subset_sums(tiny_batch, toy_logits):
     """For each example {mask as a tuple of positions: sum of nll over the mask}."""
-    noised_type = type("Noised", (), {})
+    log_probs_of = jax.jit(lambda tokens: jax.nn.log_softmax(toy_logits(tokens)))
     result = []
-    evaluate = jax.jit(lambda tokens, targets: toy_nll(_attributes(noised_type, tokens, targets)))
     for tokens, maskable in zip(tiny_batch["tokens"], tiny_batch["maskable"]):
         where = np.flatnonzero(maskable)
-        masks = [
-            subset for k in range(len(where) + 1) for subset in itertools.combinations(where, k)
-        ]
+        masks = [m for k in range(len(where) + 1) for m in itertools.combinations(where, k)]
         rows = np.tile(tokens, (64, 1))
-        for row, subset in zip(rows, masks):
-            row[list(subset)] = MASK_ID
-        nll = np.asarray(evaluate(rows, np.tile(tokens, (64, 1))), np.float64)
-        result.append({mask: nll[i, list(mask)].sum() for i, mask in enumerate(masks)})
+        for row, mask in zip(rows, masks):
+            row[list(mask)] = MASK_ID
+        log_probs = np.asarray(log_probs_of(rows), np.float64)
+        result.append({m: -sum(log_probs[i, j, tokens[j]] for j in m) for i, m in enumerate(masks)})
     return result
-
-
-def _attributes(cls, tokens, targets):
-    instance = cls()
-    instance.tokens, instance.targets = jnp.asarray(tokens), jnp.asarray(targets)
-    return instance
 
 
 def expected_sum(subsets, n, p):
@@ -111,7 +102,7 @@ def test_monte_carlo_agrees_with_enumeration(process, estimator, key, tiny_batch
     np.testing.assert_array_equal(estimate.tokens[:, 0], TOKENS)
     z = (np.asarray(estimate.nelbo)[:, 0] - exact) / np.maximum(error, 1e-5)
     assert np.abs(z).max() < 3.5
-    assert (error < 0.03 * exact + 0.02).all()
+    assert (error < 0.06 * exact).all()
 
 
 @pytest.mark.parametrize("estimator", ["time", "count"])
@@ -141,7 +132,11 @@ def test_standard_error_is_honest(estimator, make_keys, tiny_batch, toy_nll):
 def test_counting_masks_has_the_lower_variance(key, tiny_batch, toy_nll):
     process = AbsorbingProcess(MASK_ID, num_timesteps=None)
     by_time, by_count = (
-        monte_carlo_nelbo(process, toy_nll, tiny_batch, key, num_draws=512, estimator=e)
+        jax.jit(
+            lambda k, e=e: monte_carlo_nelbo(
+                process, toy_nll, tiny_batch, k, num_draws=512, estimator=e
+            )
+        )(key)
         for e in ("time", "count")
     )
     assert (np.asarray(by_count.standard_error) < np.asarray(by_time.standard_error)).all()
@@ -189,15 +184,21 @@ def test_an_example_has_its_score_wherever_it_stands(estimator, key, pack):
 WARM = ImportanceState(jnp.asarray([1.0, 4.0, 9.0, 1.0, 25.0, 0.01, 4.0]), jnp.full(7, 10.0))
 
 
-@pytest.mark.parametrize("steps", [7, None])
-@pytest.mark.parametrize("pairing", ["single", "coupled", "two_step", "two_sample"])
-@pytest.mark.parametrize(
-    ("sampling", "state"),
-    [(LowDiscrepancy(), None), (IID(), None), (Importance(num_bins=7), WARM)],
-    ids=["low discrepancy", "iid", "importance"],
-)
+COMBINATIONS = [
+    ("single", LowDiscrepancy(), None, None),
+    ("coupled", LowDiscrepancy(), None, None),
+    ("coupled", LowDiscrepancy(), 7, None),
+    ("two_step", LowDiscrepancy(), 7, None),
+    ("two_sample", LowDiscrepancy(), None, None),
+    ("coupled", IID(), 7, None),
+    ("single", Importance(num_bins=7), None, WARM),
+    ("coupled", Importance(num_bins=7), 7, WARM),
+]
+
+
+@pytest.mark.parametrize(("pairing", "sampling", "steps", "state"), COMBINATIONS)
 def test_training_loss_is_unbiased_per_example_in_a_fixed_order(
-    steps, pairing, sampling, state, make_keys, tiny_batch, toy_nll
+    pairing, sampling, steps, state, make_keys, tiny_batch, toy_nll
 ):
     """Over seeds, every example's reweighted loss has its NELBO per token as its mean.
 
@@ -206,41 +207,39 @@ def test_training_loss_is_unbiased_per_example_in_a_fixed_order(
     process = AbsorbingProcess(MASK_ID, num_timesteps=steps)
     objective = DiffusionObjective(process, "reciprocal", pairing, sampling)
 
-    @jax.jit
-    @jax.vmap
     def losses(key):
         noised = objective.noise(tiny_batch, key, 0, state)
         per_row = (noised.weight * toy_nll(noised)).sum(axis=1)
         return per_row.reshape(objective.rows_per_example, 4).mean(axis=0)
 
-    values = np.asarray(losses(make_keys(7, 6000)), np.float64)
+    values = np.asarray(jax.jit(jax.vmap(losses))(make_keys(7, 6000)), np.float64)
     exact = exact_nelbo(process, toy_nll, tiny_batch) / TOKENS
     z = (values.mean(0) - exact) / (values.std(0) / 6000**0.5)
     assert np.abs(z).max() < 4
 
 
 def test_strata_tied_to_rows_would_be_biased(make_keys, tiny_batch, toy_nll, subset_sums):
-    """The trap: row i drawing its time from [i/4, (i+1)/4) only. Ours stays unbiased there.
+    """The trap: row i of a fixed order drawing its time from [i/4, (i+1)/4) only.
 
-    The expectation of the tied scheme is computed from the enumeration; the error it makes on each
-    example is many times what the preceding test lets pass.
+    The loss of an example at time t is known from the enumeration, so that of a sampling is too,
+    without noise from the masks: the tied strata miss every example by far, ours none.
     """
     process = AbsorbingProcess(MASK_ID, num_timesteps=None)
     exact = exact_nelbo(process, toy_nll, tiny_batch)
-    tied = [
-        4 * integrate.quad(lambda t, s=s, n=n: expected_sum(s, n, t) / t, row / 4, (row + 1) / 4)[0]
-        for row, (s, n) in enumerate(zip(subset_sums, TOKENS))
+    losses = [
+        lambda t, s=s, n=n: expected_sum(s, n, t) / t for s, n in zip(subset_sums[:3], TOKENS)
     ]
-    relative = np.abs(np.array(tied) / exact - 1)
-    assert relative[:3].min() > 0.05
-
-    @jax.jit
-    @jax.vmap
-    def times(key):
-        return LowDiscrepancy().times(key, 0, tiny_batch["example_ids"][:, 0], None)[0].t
-
-    for row in np.asarray(times(make_keys(0, 4000))).T:
-        assert stats.kstest(row, "uniform").pvalue > 1e-4
+    tied = [4 * integrate.quad(f, row / 4, (row + 1) / 4)[0] for row, f in enumerate(losses)]
+    assert abs(tied[0] / exact[0] - 1) > 0.1
+    ids = tiny_batch["example_ids"][:, 0]
+    times = jax.jit(jax.vmap(lambda key: LowDiscrepancy().times(key, 0, ids, None)[0].t))
+    drawn = np.asarray(times(make_keys(0, 20_000)), np.float64)
+    for row, f in enumerate(losses):
+        values = f(drawn[:, row])
+        error = values.std() / 20_000**0.5
+        assert abs(tied[row] - exact[row]) > 5 * error
+        assert abs(values.mean() - exact[row]) < 4 * error
+        assert stats.kstest(drawn[:, row], "uniform").pvalue > 1e-4
 
 
 def test_limits():

@@ -60,11 +60,26 @@ def banned_table(denoiser):
     return table
 
 
+@jax.jit
+def _piece_confidence(logits):
+    return Argmax().choose(logits, (None, None)).log_probs
+
+
+def table_confidence(table):
+    """float32 [codes] scores of the token rule itself, checked apart against float64.
+
+    In pieces of the size that the sampler uses, so that every bit is the same.
+    """
+    padded = np.concatenate([table, table[: -len(table) % 64]])
+    pieces = [_piece_confidence(part[None]) for part in padded.reshape(-1, 64, table.shape[1])]
+    return np.concatenate([np.asarray(part[0]) for part in pieces])[: len(table)]
+
+
 def simulate(denoiser, tokens, editable, *, steps, conditional, cosine, denoised=False):
     """Decodes one row of ids (unpadded) with nothing but Python loops."""
     table = banned_table(denoiser)
     best = table.argmax(axis=-1)
-    confidence = np.asarray(Argmax().choose(jnp.asarray(table), (None, None)).log_probs)
+    confidence = table_confidence(table)
     x = [VOCABULARY.mask_id if e else t for t, e in zip(tokens, editable, strict=True)]
     noisy = list(editable)
     score = [0.0] * len(x)
@@ -96,6 +111,14 @@ def simulate(denoiser, tokens, editable, *, steps, conditional, cosine, denoised
         result.scores.append(np.array(score, np.float32))
         result.masked.append(sum(noisy))
     return result
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiling costs far more than running these tiny loops, so leave LLVM's optimiser out."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,15 @@ from dlm_jax.sampling.token_rules import Argmax, Categorical
 
 
 def test_every_name_of_the_grammar():
-    noises = {"deterministic": 0.0, "stochastic1.0": 1.0, "stochastic5": 5.0, "stochastic0.25": 0.25}
-    for routing, noise, shape in itertools.product(("cond", "uncond"), noises, ("cosine", "linear")):
+    noises = {
+        "deterministic": 0.0,
+        "stochastic1.0": 1.0,
+        "stochastic5": 5.0,
+        "stochastic0.25": 0.25,
+    }
+    for routing, noise, shape in itertools.product(
+        ("cond", "uncond"), noises, ("cosine", "linear")
+    ):
         policy = Policy.parse(f"reparam-{routing}-{noise}-{shape}", steps=50)
         assert policy.positions == Reparameterized(routing == "cond", noises[noise])
         assert policy.schedule == UnmaskingSchedule(shape, "masked")

@@ -49,7 +49,7 @@ def test_draws_follow_the_tempered_law_and_are_scored_untempered(reference, key)
     draws = 40_000
     words = random_words(key, 99, 0, np.arange(draws, dtype=np.uint32), np.uint32(0))
     batch = jnp.broadcast_to(jnp.asarray(logits), (draws, 12))
-    for temperature in (0.5, 1.0, 2.0):
+    for temperature in (0.5, 2.0):
         tokens, log_probs = jax.jit(Categorical(temperature).choose)(batch, words)
         expected = np.exp(reference.log_softmax(logits / temperature)) * draws
         seen = np.bincount(np.asarray(tokens), minlength=12)

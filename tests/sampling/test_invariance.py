@@ -1,0 +1,122 @@
+"""A row's answer, to the last bit, does not depend on its neighbours, its padding or its place."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.models.encoder import abstract_parameters, from_parameters
+from dlm_jax.sampling import Policy, generate, response_canvas
+from dlm_jax.sampling.prediction import Forbidden, predict
+from dlm_jax.sampling.tiling import Tiling
+from dlm_jax.sampling.token_rules import Argmax
+
+PROMPTS = [[5] * 9, [11, 7, 23] * 5, [4], [19] * 30, [6, 25] * 12]
+LENGTHS = [12, 30, 7, 20, 25]
+WATCHED = 1
+
+
+@pytest.fixture(scope="module")
+def encoder(vocabulary):
+    config = EncoderConfig(
+        vocab_size=vocabulary.size,
+        embed_dim=32,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=64,
+        max_positions=130,
+        position_offset=2,
+        type_vocab_size=1,
+        norm_placement="post",
+        layer_norm_epsilon=1e-5,
+        pad_id=1,
+        family="xlm-roberta",
+    )
+    rng = np.random.default_rng(3)
+    # Initial weights of 0.02 would predict the same token everywhere.
+    tree = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.16, leaf.dtype),
+        abstract_parameters(config),
+    )
+    return from_parameters(config, tree)
+
+
+def batches(vocabulary):
+    """The watched row alone, in two batches, and beside a row that needs twice the width."""
+
+    def canvas(rows, extra=0, **settings):
+        prompts = [PROMPTS[row] for row in rows] + [[8] * 70] * extra
+        lengths = [LENGTHS[row] for row in rows] + [15] * extra
+        ids = [100 + row for row in rows] + [7] * extra
+        return response_canvas(prompts, lengths, vocabulary, row_ids=ids, **settings)
+
+    return {
+        "alone": (canvas([1]), 0),
+        "in a batch": (canvas([0, 1, 2, 3, 4]), 1),
+        "at another place, with padding rows": (canvas([4, 2, 1], batch_size=5), 2),
+        "beside longer rows": (canvas([3, 1], extra=1), 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "temperature"),
+    [("reparam-uncond-deterministic-cosine", 0.0), ("reparam-cond-stochastic1.0-linear", 0.8)],
+)
+def test_a_row_is_the_same_in_every_company(encoder, key, vocabulary, strategy, temperature):
+    policy = Policy.parse(strategy, steps=9, temperature=temperature)
+    size = len(PROMPTS[WATCHED]) + LENGTHS[WATCHED] + 2
+    seen = {}
+    for name, (canvas, row) in batches(vocabulary).items():
+        if temperature and canvas.shape[1] > 64:
+            continue  # one more compilation would show nothing new
+        result = generate(encoder, canvas, policy, key, mask_id=vocabulary.mask_id)
+        tokens = np.asarray(result.tokens[row, :size])
+        seen[name] = (tokens, np.asarray(result.scores[row, :size]), int(result.nfe[row]))
+    tokens, scores, nfe = seen["alone"]
+    assert len(set(tokens[-LENGTHS[WATCHED] - 1 : -1].tolist())) > 2 and nfe == 9
+    for name, other in seen.items():
+        np.testing.assert_array_equal(tokens, other[0], err_msg=name)
+        np.testing.assert_array_equal(scores, other[1], err_msg=name)
+        assert other[2] == nfe
+
+
+def test_noise_belongs_to_the_row_id(encoder, key, vocabulary):
+    policy = Policy.parse("reparam-cond-stochastic1.0-linear", steps=9, temperature=0.8)
+    canvas = response_canvas([PROMPTS[1]] * 5, LENGTHS[1], vocabulary, row_ids=[3, 8, 3, 9, 8])
+    tokens = np.asarray(generate(encoder, canvas, policy, key, mask_id=29).tokens)
+    np.testing.assert_array_equal(tokens[0], tokens[2])
+    np.testing.assert_array_equal(tokens[1], tokens[4])
+    assert (tokens[0] != tokens[1]).any() and (tokens[0] != tokens[3]).any()
+
+
+def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, reference, vocabulary):
+    canvas, _ = batches(vocabulary)["beside longer rows"]
+    tokens = jnp.where(canvas.editable, vocabulary.mask_id, canvas.tokens)
+    inputs = (canvas.positions, canvas.segment_ids)
+    rng = np.random.default_rng(0)
+    wanted = jnp.asarray(rng.random(canvas.shape) < 0.3) & (canvas.segment_ids > 0)
+    wanted = wanted.at[0].set(False)
+    whole = jax.jit(lambda x: encoder.logits(encoder.features(x, *inputs)))
+    logits = np.array(whole(tokens), np.float64)
+    logits[..., vocabulary.mask_id] = -np.inf
+    expected = reference.log_softmax(logits)
+    words = (jnp.zeros(canvas.shape, jnp.uint32),) * 2
+    for tiling in (Tiling(128, 7), Tiling(None, 40)):
+        tokens_found, log_probs = jax.jit(predict, static_argnums=(4, 6, 7))(
+            encoder, canvas, tokens, wanted, Argmax(), words, Forbidden(29, None), tiling
+        )
+        chosen = np.asarray(wanted)
+        np.testing.assert_array_equal(tokens_found[chosen], expected.argmax(-1)[chosen])
+        np.testing.assert_allclose(log_probs[chosen], expected.max(-1)[chosen], rtol=2e-5)
+        assert (np.asarray(log_probs)[~chosen] == 0).all()
+
+
+def test_blocks_cover_the_canvas_and_stay_small():
+    tiling = Tiling(block_tokens=128)
+    assert tiling.widths(64) == (64,) and tiling.widths(256) == (64, 128, 192, 256)
+    assert tiling.widths(100) == (64, 100) and tiling.widths(16) == (16,)
+    assert [tiling.rows(width) for width in (16, 64, 128, 512)] == [8, 2, 1, 1]
+    assert Tiling(block_tokens=None).widths(512) == (512,)
