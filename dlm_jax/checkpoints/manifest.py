@@ -1,7 +1,8 @@
 """A seal on a finished checkpoint: the size and checksum of every file in it.
 
-Orbax makes a checkpoint appear by one rename, so a killed process never leaves half of one. The seal finds what
-happens later: a truncated copy, a lost file, a flipped bit. Array stores may read a lost chunk as zeros without a word.
+Orbax makes a checkpoint appear by one rename, so a killed process never leaves half of one. The
+seal finds what happens later: a truncated copy, a lost file, a flipped bit. Array stores may read
+a lost chunk as zeros without a word.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of a finished checkpoint `folder`, once; its metadata makes later edits visible."""
+    """Writes the manifest of a finished checkpoint `folder`, once."""
     target = folder / MANIFEST
     if target.exists():
         return
@@ -62,7 +63,8 @@ def verify(folder: Path) -> None:
             raise UserError(f"checkpoint {folder} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise UserError(
-                f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, not {size}"
+                f"checkpoint {folder} is damaged: {name} has {path.stat().st_size} bytes, "
+                f"not {size}"
             )
         if _checksum(path) != checksum:
             raise UserError(f"checkpoint {folder} is damaged: {name} has other contents than saved")

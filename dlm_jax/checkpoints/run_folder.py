@@ -1,6 +1,8 @@
-"""The folder of a run: everything that is needed to use its model, without the gin files that made it.
+"""The folder of a run: everything that is needed to use its model, without the gin files that made
+it.
 
-    model.json  vocabulary/  config.gin  model_info.txt  metrics.jsonl  checkpoints/<step>/  eval/<task>/<step>.jsonl
+model.json  vocabulary/  config.gin  model_info.txt  metrics.jsonl  checkpoints/<step>/
+eval/<task>/<step>.jsonl
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class ModelDescription:
         """Reads what `to_json` wrote.
 
         Raises:
-            UserError: naming `where` and the key that is missing, unknown, or newer than this program.
+            UserError: naming `where` and the key that is missing, unknown, or newer than this
+                program.
         """
         if not isinstance(values, dict) or "format" not in values or "config" not in values:
             raise UserError(f"{where} does not describe a dlm_jax model")
@@ -57,7 +60,9 @@ class ModelDescription:
             )
         return cls(
             config=_build(EncoderConfig, values["config"], where),
-            **_known(cls, {k: v for k, v in values.items() if k not in ("format", "config")}, where),
+            **_known(
+                cls, {k: v for k, v in values.items() if k not in ("format", "config")}, where
+            ),
         )
 
 

@@ -46,7 +46,8 @@ class LikelihoodEvaluator:
         num_timesteps: T of the discrete bound; None = the tighter one of continuous time.
         batch_size: rows at a time.
         length: tokens a row; None = that of the run.
-        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits hold.
+        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of
+            logits hold.
         seed: of the noise; the same examples get the same noise at every step and for every model.
     """
 
@@ -123,14 +124,17 @@ class GenerationEvaluator:
     """Answers held-out examples and applies the metrics of their tasks; every answer is kept.
 
     Attributes:
-        task: task or mixture; None = what the run is trained on. Plain-text members are passed over.
+        task: task or mixture; None = what the run is trained on. Plain-text members are passed
+            over.
         split: of the task.
         max_examples: how many of each task; None = all.
-        strategy: of decoding, such as 'reparam-uncond-deterministic-cosine', 'cmlm' or 'left-to-right'.
+        strategy: of decoding, such as 'reparam-uncond-deterministic-cosine', 'cmlm' or
+            'left-to-right'.
         steps: denoiser evaluations an answer.
         temperature: 0 = argmax.
-        canvas: 'search' (each of `response_lengths` is tried and the best mean log-probability kept),
-            'fixed' (the longest of them) or 'oracle' (the length of the reference; figures are named so).
+        canvas: 'search' (each of `response_lengths` is tried and the best mean log-probability
+            kept), 'fixed' (the longest of them) or 'oracle' (the length of the reference; figures
+            are named so).
         response_lengths: candidate lengths in tokens, `</s>` not counted.
         batch_size: rows at a time.
         seed: of the random numbers of decoding.

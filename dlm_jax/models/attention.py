@@ -108,20 +108,20 @@ def _blockwise_forward(
     rows = _block_rows(batch, heads, length)
 
     def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        index, block_qkv, segments = block
-        query, key, value = _heads_first(block_qkv)
+        index, query, key, value, segments = block
         scores = _scores(query, key, segments)
         peak = scores.max(-1, keepdims=True)
         exponentials = jnp.exp(scores - peak)
         total = exponentials.sum(-1, keepdims=True)
         weights = _dropped(exponentials, seed, dropout_rate, index).astype(value.dtype)
         context = jnp.einsum("bhqm,bhmk->bhqk", weights, value, preferred_element_type=jnp.float32)
-        context = (context / total).astype(value.dtype).transpose(0, 2, 1, 3)
-        return context, (peak + jnp.log(total))[..., 0]
+        return (context / total).astype(value.dtype), (peak + jnp.log(total))[..., 0]
 
-    blocks = (jnp.arange(batch // rows), _blocks(qkv, rows), _blocks(segment_ids, rows))
+    # Transpositions stay outside the loop, where XLA spreads them over the cores.
+    heads_first = [_blocks(x, rows) for x in _heads_first(qkv)]
+    blocks = (jnp.arange(batch // rows), *heads_first, _blocks(segment_ids, rows))
     context, normaliser = jax.lax.map(one_block, blocks)
-    context = context.reshape(batch, *context.shape[2:])
+    context = context.reshape(batch, *context.shape[2:]).transpose(0, 2, 1, 3)
     context = checkpoint_name(context, "attention_context")
     normaliser = checkpoint_name(normaliser, "attention_normaliser")
     return context, (qkv, segment_ids, seed, context, normaliser)
@@ -134,41 +134,45 @@ def _blockwise_backward(
     rows = qkv.shape[0] // normaliser.shape[0]
     scale = 1.0 / math.sqrt(qkv.shape[-1])
 
-    def one_block(block: tuple[jax.Array, ...]) -> jax.Array:
-        index, block_qkv, segments, outputs, log_total, output_gradient = block
-        query, key, value = _heads_first(block_qkv)
-        outer = output_gradient.transpose(0, 2, 1, 3)
+    def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        index, query, key, value, outer, query_t, outer_t, segments, log_total, inner = block
         probabilities = jnp.exp(_scores(query, key, segments) - log_total[..., None])
         weights = _dropped(probabilities, seed, dropout_rate, index).astype(value.dtype)
         weight_gradient = jnp.einsum(
             "bhqk,bhmk->bhqm", outer, value, preferred_element_type=jnp.float32
         )
         weight_gradient = _dropped(weight_gradient, seed, dropout_rate, index)
-        inner = (output_gradient * outputs).astype(jnp.float32).sum(-1).transpose(0, 2, 1)
         score_gradient = (probabilities * (weight_gradient - inner[..., None]) * scale).astype(
             value.dtype
         )
-        query_gradient = jnp.einsum("bhqm,bhmk->bhqk", score_gradient, key)
-        # Transposing the narrow factor instead of the square one makes these products three
-        # times as fast with the matrix kernels of XLA on CPUs.
-        key_gradient = jnp.einsum("bhkq,bhqm->bhkm", query.swapaxes(2, 3), score_gradient)
-        value_gradient = jnp.einsum("bhkq,bhqm->bhkm", outer.swapaxes(2, 3), weights)
-        return jnp.stack(
-            [
-                query_gradient.transpose(0, 2, 1, 3),
-                key_gradient.transpose(0, 3, 1, 2),
-                value_gradient.transpose(0, 3, 1, 2),
-            ],
-            axis=2,
+        # Transposing the narrow factor instead of the square one makes the last two products
+        # three times as fast with the matrix kernels of XLA on CPUs.
+        return (
+            jnp.einsum("bhqm,bhmk->bhqk", score_gradient, key),
+            jnp.einsum("bhkq,bhqm->bhkm", query_t, score_gradient),
+            jnp.einsum("bhkq,bhqm->bhkm", outer_t, weights),
         )
 
+    query, key, value = _heads_first(qkv)
+    outer = gradient.transpose(0, 2, 1, 3)
+    inner = (gradient * context).astype(jnp.float32).sum(-1).transpose(0, 2, 1)
+    inputs = (query, key, value, outer, query.swapaxes(2, 3), outer.swapaxes(2, 3), segment_ids)
     blocks = (
         jnp.arange(normaliser.shape[0]),
-        *(_blocks(x, rows) for x in (qkv, segment_ids, context)),
+        *(_blocks(x, rows) for x in inputs),
         normaliser,
-        _blocks(gradient, rows),
+        _blocks(inner, rows),
     )
-    qkv_gradient = jax.lax.map(one_block, blocks).reshape(qkv.shape)
+    products = jax.lax.map(one_block, blocks)
+    by_query, by_key, by_value = (x.reshape(-1, *x.shape[2:]) for x in products)
+    qkv_gradient = jnp.stack(
+        [
+            by_query.transpose(0, 2, 1, 3),
+            by_key.transpose(0, 3, 1, 2),
+            by_value.transpose(0, 3, 1, 2),
+        ],
+        axis=2,
+    )
     no_gradient = jax.dtypes.float0
     return (
         qkv_gradient,

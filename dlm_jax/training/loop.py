@@ -40,7 +40,8 @@ class Cadence:
         log_every: steps between two lines of metrics.
         evaluate_every: steps between two evaluations.
         save_every: steps between two checkpoints.
-        on_nonfinite: what a step whose loss or gradient is not finite does: 'skip' it, or 'stop' the run.
+        on_nonfinite: what a step whose loss or gradient is not finite does: 'skip' it, or 'stop'
+            the run.
     """
 
     total_steps: int
@@ -55,7 +56,7 @@ class Cadence:
 
 
 class _Window:
-    """Metrics of the steps since the last line; read from the devices one step late, so that these never wait."""
+    """Metrics since the last line; read one step late, so that the devices never wait."""
 
     def __init__(self, learning_rate: Callable[[int], Any], flops_per_token: float, peak: float):
         self._learning_rate, self._flops, self._peak = learning_rate, flops_per_token, peak
@@ -70,7 +71,7 @@ class _Window:
         self._closed, self._sums = (step, self._sums), []
 
     def read(self) -> tuple[int, dict[str, float], int] | None:
-        """Returns the step, its figures and the number of steps that were not finite; None if nothing is due."""
+        """Returns the step, its figures and the number of steps not finite; None if not due."""
         if self._closed is None:
             return None
         (step, entries), self._closed = self._closed, None
@@ -138,8 +139,9 @@ def run_loop(
         step, figures, bad = line
         if bad and cadence.on_nonfinite == "stop":
             raise RunError(
-                f"loss or gradient was not finite in {bad} of the steps up to {step}; the newest checkpoint is of "
-                f"step {manager.latest_step()}, and train.on_nonfinite='skip' would go on without them"
+                f"loss or gradient was not finite in {bad} of the steps up to {step}; the newest "
+                f"checkpoint is of step {manager.latest_step()}, and train.on_nonfinite='skip' "
+                "would go on without them"
             )
         writer.write(step, "train", {**figures, "nonfinite_steps": bad})
         mfu = f"  MFU {figures['mfu']:.1%}" if "mfu" in figures else ""
@@ -164,11 +166,14 @@ def run_loop(
         if saving:
             best = {k: v for values in results.values() for k, v in values.items()}
             manager.save(
-                step, state.parameters, state.training(), feed.cursor(), best if evaluating else None
+                step,
+                state.parameters,
+                state.training(),
+                feed.cursor(),
+                best if evaluating else None,
             )
     return state, results
 
 
 def _figures(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-

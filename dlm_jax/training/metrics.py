@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a JSON line each, TensorBoard events, and one line on the screen."""
+"""Where the figures of a run go: JSON lines, TensorBoard events, and one line on the screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 
 def truncate_after(file: Path, step: int) -> None:
-    """Drops the lines of steps after `step`, and a last line that a killed process left half-written.
+    """Drops the lines of steps after `step`, and a last line that a killed process left
+    half-written.
 
     A resumed run writes those steps again, so the file holds each step once.
     """
@@ -46,7 +47,7 @@ def _entry(step: int, split: str, values: Mapping[str, float]) -> dict[str, Any]
 
 
 class MetricsWriter:
-    """Appends `{"step": …, "split": …, name: value …}` lines and the same values as TensorBoard scalars."""
+    """Appends `{"step": …, "split": …, name: value …}` lines, and TensorBoard scalars."""
 
     def __init__(self, file: Path, resume_from: int = 0) -> None:
         """Opens `file` for the steps after `resume_from`; events stand in the folder beside it."""
@@ -68,7 +69,7 @@ class MetricsWriter:
 
 
 class _EventFile:
-    """TensorBoard scalars by its own record format; its usual writers import TensorFlow, which costs seconds."""
+    """TensorBoard's record format; its usual writers import TensorFlow, which costs seconds."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -96,9 +97,11 @@ class _EventFile:
 
 
 class Progress:
-    """A live line on a terminal, and plain lines now and then where there is none (logs of a cluster)."""
+    """A live line on a terminal, and plain lines now and then where there is none."""
 
-    def __init__(self, label: str, total_steps: int, first_step: int, seconds_between: float = 10.0):
+    def __init__(
+        self, label: str, total_steps: int, first_step: int, seconds_between: float = 10.0
+    ):
         """Starts at `first_step` of `total_steps`; `label` names the run."""
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

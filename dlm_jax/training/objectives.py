@@ -1,4 +1,4 @@
-"""Objectives by the values that gin files set; what the vocabulary decides is filled in when a run starts."""
+"""Objectives as the values that gin files set; the vocabulary fills in the rest."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ class ObjectiveConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """Diffusive adaptation; the defaults are the paper's (method: T = 50, coupled pair, linear weight).
+    """Diffusive adaptation; the defaults are the paper's (method: T = 50, coupled pair, linear
+    weight).
 
     Attributes:
         num_timesteps: T of the discrete process; None = continuous time.
         schedule: 'linear', 'cosine' or 'polynomial', of the fraction of tokens kept.
         weighting: of the loss at a time: 'linear', 'reciprocal' (the ELBO) or 'constant'.
-        pairing: draws of an example: 'single', 'coupled', 'two_step', 'two_sample' or 'fixed_ratio'.
+        pairing: draws of an example: 'single', 'coupled', 'two_step', 'two_sample' or
+            'fixed_ratio'.
         fixed_ratio: fraction of tokens absorbed under pairing='fixed_ratio'.
         time_sampling: 'low_discrepancy', 'iid' or 'importance'.
         label_smoothing: of the cross-entropy; the paper's 0.1 is for models without pretraining.

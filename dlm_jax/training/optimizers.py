@@ -25,7 +25,8 @@ class AdamW:
         warmup_steps: linear warm-up from zero; a value below 1 is a fraction of all steps.
         final_fraction: end of the cosine and linear schedules, as a fraction of the peak.
         weight_decay: decoupled decay, times the learning rate.
-        decay: 'all' parameters (what the paper's runs did) or only 'matrices' (no biases and norms).
+        decay: 'all' parameters (what the paper's runs did) or only 'matrices' (no biases and
+            norms).
         b1: decay of the first moment.
         b2: decay of the second moment.
         epsilon: added to the root of the second moment.
@@ -100,7 +101,7 @@ class AdamW:
 
 
 def _is_matrix(parameters: Any) -> Any:
-    """True for kernels and embeddings, by name: stacked layers give biases two or more dimensions as well."""
+    """True for kernels and embeddings, by name: stacked biases have two dimensions as well."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key in ("kernel", "embedding"), parameters
     )

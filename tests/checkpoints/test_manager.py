@@ -28,9 +28,7 @@ def _training(step: int):
 
 def _abstract(tree):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _restore(manager, step):
@@ -129,7 +127,12 @@ def test_missing_step_and_missing_folder(saved, tmp_path):
 
 def test_latest_best_and_every_nth_are_kept_together(tmp_path):
     config = CheckpointConfig(
-        save_every=1, keep_latest=1, keep_best=1, best_metric="nelbo", keep_every=4, asynchronous=False
+        save_every=1,
+        keep_latest=1,
+        keep_best=1,
+        best_metric="nelbo",
+        keep_every=4,
+        asynchronous=False,
     )
     manager = CheckpointManager(tmp_path / "checkpoints", config)
     for step, nelbo in enumerate([5.0, 2.0, 3.0, 4.0, 4.5, 4.6], start=1):

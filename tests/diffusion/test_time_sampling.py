@@ -20,6 +20,12 @@ from dlm_jax.diffusion.time_sampling import (
 from dlm_jax.errors import UserError
 
 update = jax.jit(lambda sampling, *args: sampling.update(*args), static_argnums=0)
+draw_times = jax.jit(
+    lambda sampling, steps, pair, key, draw, ids, state: sampling.times(
+        key, draw, ids, steps, pair=pair, state=state
+    ),
+    static_argnums=(0, 1, 2),
+)
 IDS = np.array([0, 1, 2, 977, 2**31 + 5, 2**32 - 1], np.uint32)
 WARM = ImportanceState(
     jnp.asarray([9.0, 1.0, 0.04, 100.0, 4.0, 0.25, 1.0], jnp.float32), jnp.full(7, 10.0)
@@ -51,16 +57,15 @@ def test_shift_and_recurrence(key):
 def test_any_window_covers_evenly(window, start, key):
     """The star discrepancy of any window is far below that of independent times."""
     ids = (start + np.arange(window, dtype=np.uint64)).astype(np.uint32)
-    t = np.sort(np.asarray(LowDiscrepancy().times(key, 0, ids, None)[0].t, np.float64))
-    discrepancy = max(
-        (np.arange(1, window + 1) / window - t).max(), (t - np.arange(window) / window).max()
-    )
+    times = draw_times(LowDiscrepancy(), None, False, key, 0, ids, None)[0].t
+    t = np.sort(np.asarray(times, np.float64))
+    steps = np.arange(window + 1) / window
+    discrepancy = max((steps[1:] - t).max(), (t - steps[:-1]).max())
     assert discrepancy < 1.5 * np.log(window) / window
-    steps = np.asarray(LowDiscrepancy().times(key, 0, ids, 10)[0].t * 10).round()
-    assert np.abs(np.bincount(steps.astype(int), minlength=11)[1:] - window / 10).max() <= 3
-    for pair in LowDiscrepancy().times(key, 0, ids, 10, pair=True):
-        counts = np.bincount(np.asarray(pair.t * 10).round().astype(int), minlength=11)[1:]
-        assert np.abs(counts - window / 10).max() <= 5
+    for pair, tolerance in ((False, 3), (True, 5)):
+        for draw in draw_times(LowDiscrepancy(), 10, pair, key, 0, ids, None):
+            counts = np.bincount(np.asarray(draw.t * 10).round().astype(int), minlength=11)[1:]
+            assert np.abs(counts - window / 10).max() <= tolerance
 
 
 def test_pairs_cover_the_square(key):
@@ -110,14 +115,16 @@ def test_times_belong_to_examples(sampling, state, key):
     ids = np.array([[3, 3, 9], [2**31 + 1, 9, 0]], np.uint32)
     reference = {}
     for example_id in np.unique(ids):
-        (draw,) = sampling.times(key, 2, np.array([example_id]), None, state=state)
+        (draw,) = draw_times(sampling, None, False, key, 2, np.array([example_id]), state)
         reference[int(example_id)] = float(draw.t[0])
     for arrangement in (ids, ids[::-1], ids.T, ids.astype(np.int32)):
-        (draw,) = sampling.times(key, 2, arrangement, None, state=state)
+        (draw,) = draw_times(sampling, None, False, key, 2, arrangement, state)
         expected = [reference[int(i)] for i in arrangement.astype(np.uint32).ravel()]
         assert np.asarray(draw.t).ravel().tolist() == expected
-    other = sampling.times(key, 3, ids, None, state=state)[0].t
-    assert not np.array_equal(other, sampling.times(key, 2, ids, None, state=state)[0].t)
+    first, other = (
+        draw_times(sampling, None, False, key, draw, ids, state)[0].t for draw in (2, 3)
+    )
+    assert not np.array_equal(first, other)
 
 
 def test_time_of_word_hits_every_step_equally():

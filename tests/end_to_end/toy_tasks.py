@@ -23,7 +23,11 @@ register_task(
     "toy_v1.echo", splits=SPLITS, inputs="echo {word} : ", targets="{echo}", metrics=(exact_match,)
 )
 register_task(
-    "toy_v1.upper", splits=SPLITS, inputs="upper {word} : ", targets="{upper}", metrics=(exact_match,)
+    "toy_v1.upper",
+    splits=SPLITS,
+    inputs="upper {word} : ",
+    targets="{upper}",
+    metrics=(exact_match,),
 )
 register_task("toy_v1.text", splits=SPLITS, targets="{word} {word} {word}")
 register_mixture("toy_v1.mixture", {"toy_v1.echo": 2.0, "toy_v1.upper": 1.0})

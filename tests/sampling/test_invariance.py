@@ -36,11 +36,15 @@ def encoder(vocabulary):
         family="xlm-roberta",
     )
     rng = np.random.default_rng(3)
-    # Initial weights of 0.02 would predict the same token everywhere.
-    tree = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.16, leaf.dtype),
-        abstract_parameters(config),
-    )
+
+    def draw(path, leaf):
+        # Initial weights of 0.02 would predict the same token everywhere.
+        name = jax.tree_util.keystr(path[-1:])
+        if "scale" in name or "bias" in name:
+            return jnp.full(leaf.shape, float("scale" in name))
+        return jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32)
+
+    tree = jax.tree_util.tree_map_with_path(draw, abstract_parameters(config))
     return from_parameters(config, tree)
 
 

@@ -1,4 +1,4 @@
-"""The metrics file of a resumed run holds each step once, and TensorBoard reads the same figures."""
+"""The metrics of a resumed run hold each step once, and TensorBoard reads the same figures."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ def test_tensorboard_reads_the_events(tmp_path):
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
     writer.write(7, "eval/prose", {"nelbo": 4.25})
     writer.close()
-    # TensorBoard's own reader is the independent party; it is slow to import, hence a process of its own.
+    # TensorBoard's own reader is the independent party; it is slow to import, hence a process of
+    # its own.
     program = (
-        "import sys; from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "import sys\n"
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
         "events = EventAccumulator(sys.argv[1]); events.Reload()\n"
         "[scalar] = events.Scalars('eval/prose/nelbo'); print(scalar.step, scalar.value)"
     )

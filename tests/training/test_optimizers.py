@@ -32,7 +32,9 @@ def test_learning_rates(schedule, after):
 
 def test_warmup_as_a_fraction():
     rates = AdamW(learning_rate=1.0, warmup_steps=0.1).learning_rates(200)
-    np.testing.assert_allclose([rates(0), rates(9), rates(19), rates(50)], [0.05, 0.5, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [rates(0), rates(9), rates(19), rates(50)], [0.05, 0.5, 1.0, 1.0], rtol=1e-6
+    )
 
 
 def test_adamw_step_equals_the_formula():
@@ -56,8 +58,12 @@ def test_adamw_step_equals_the_formula():
 
 
 def test_decay_can_spare_biases_and_norms():
-    parameters = {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2)), "scale": jnp.ones(2)}}
-    optimizer = AdamW(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, decay="matrices").build(10)
+    parameters = {
+        "layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2)), "scale": jnp.ones(2)}
+    }
+    optimizer = AdamW(learning_rate=0.1, warmup_steps=0, weight_decay=0.5, decay="matrices").build(
+        10
+    )
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     updates, _ = optimizer.update(zeros, optimizer.init(parameters), parameters)
     np.testing.assert_allclose(updates["layer"]["kernel"], -0.05, rtol=1e-6)

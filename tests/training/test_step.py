@@ -1,4 +1,4 @@
-"""The optimizer step: the same however the batch is cut, packed or repeated; harmless when it is not finite."""
+"""The step is the same however the batch is cut or packed, and harmless when not finite."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def test_fused_scores_equal_the_dense_reference(parameters):
     noised = Diffusion(label_smoothing=0.1).build(VOCABULARY).noise(batch, jax.random.key(3))
     denoiser = encoders.from_parameters(CONFIG, parameters)
     dense = dense_scores(
-        denoiser.logits(denoiser.features(noised.tokens, noised.positions, noised.segment_ids)), noised
+        denoiser.logits(denoiser.features(noised.tokens, noised.positions, noised.segment_ids)),
+        noised,
     )
     for chunk in (3, 16, 4096):
         fused = score(denoiser, noised, chunk=chunk)
