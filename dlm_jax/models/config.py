@@ -40,6 +40,8 @@ class EncoderConfig:
             norms, softmax, logits and losses are always float32.
         remat_policy: what the backward pass keeps of each layer: 'none' keeps all it needs,
             'minimal' the outputs of the products with weights, 'full' only the layer's input.
+        scan_unroll: layers in one iteration of the layer loop; `num_layers` leaves no loop, which
+            is faster on CPUs and takes longer to compile.
         family: Hugging Face family whose names and defaults the weights follow.
 
     Raises:
@@ -63,10 +65,18 @@ class EncoderConfig:
     pad_id: int = 1
     dtype: str = "float32"
     remat_policy: str = "none"
+    scan_unroll: int = 1
     family: str = "xlm-roberta"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "mlp_dim"):
+        for name in (
+            "vocab_size",
+            "embed_dim",
+            "num_layers",
+            "num_heads",
+            "mlp_dim",
+            "scan_unroll",
+        ):
             self._require_integer(name, 1)
         for name in ("position_offset", "type_vocab_size", "pad_id"):
             self._require_integer(name, 0)

@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Bytes of float32 logits in one chunk, unless the caller says how many positions it holds.
-_CHUNK_BYTES = 256 * 2**20
+# Unless the caller says how many positions a chunk holds: as many as make so many bytes of float32
+# logits (a buffer that fits the caches wastes less on the last, half-filled chunk), but enough that
+# adding a chunk's gradient to the table's costs little beside computing it.
+_CHUNK_BYTES = 32 * 2**20
+_MIN_CHUNK = 256
 
 
 def linear_cross_entropy(
@@ -43,7 +46,7 @@ def linear_cross_entropy(
         smoothing_weight: float32 [positions].
         selected: bool [positions], the positions to project; by default those where one of the
             weights is not 0. A position that is not selected counts for nothing.
-        chunk: positions projected at a time; by default as many as 256 MiB of logits hold.
+        chunk: positions projected at a time; by default as many as 32 MiB of logits hold, and at least 256.
 
     Returns:
         loss_sum, a float32 scalar in nats, differentiable with respect to `hidden`, `table` and
@@ -55,7 +58,7 @@ def linear_cross_entropy(
     """
     positions = hidden.shape[0]
     if chunk is None:
-        chunk = max(1, _CHUNK_BYTES // (4 * table.shape[0]))
+        chunk = max(_MIN_CHUNK, _CHUNK_BYTES // (4 * table.shape[0]))
     if chunk < 1:
         raise ValueError(f"chunk={chunk} is not a positive number of positions.")
     if selected is None:

@@ -200,9 +200,9 @@ class Encoder(nnx.Module):
             state, key = layer
             return nnx.merge(graphdef, state)(x, segment_ids, key), None
 
-        return jax.lax.scan(
-            rematerialised(apply, self.config.remat_policy), x, (stacked, layer_keys)
-        )[0]
+        body = rematerialised(apply, self.config.remat_policy)
+        unroll = min(self.config.scan_unroll, self.config.num_layers)
+        return jax.lax.scan(body, x, (stacked, layer_keys), unroll=unroll)[0]
 
     def head_features(self, features: jax.Array) -> jax.Array:
         """Transforms features [..., embed] into what the output rows are compared with."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from dlm_jax.errors import UserError
 
-# Rows of 64k tokens give the same floats on a CPU whatever their padding; see `tiling`.
+# Few shapes to compile, and all of them widths that `tiling` knows.
 LENGTH_MULTIPLE = 64
 
 

@@ -6,8 +6,9 @@ import dataclasses
 
 import jax
 
-# Widths that a row may be cut to; multiples of 64 tokens, for the reason given in `Tiling`.
-_WIDTHS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+# Widths that a row may be cut to. Each one below a canvas's length is one more copy of the encoder
+# to compile; every multiple of 64 tokens up to 512 is here, so that all usual canvases share them.
+_WIDTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1536, 2048, 3072)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +16,12 @@ class Tiling:
     """Sizes of the pieces that the denoiser is called on.
 
     Args:
-      block_tokens: the encoder runs on blocks of this many tokens: rows that need no evaluation are
-        left out, and each row is cut to the smallest width that holds it. The shape of a block
-        depends on its row only, so that its floats cannot depend on the rest of the batch: matrix
-        libraries choose their order of summation by shape (with XLA on x86, fewer than 128 tokens
-        or widths other than multiples of 64 change the last bits). None runs the whole batch at
-        once, which accelerators and sharded batches need.
+      block_tokens: the encoder runs on blocks of about this many tokens: rows that need no
+        evaluation are left out, and each row is cut to the smallest width that holds it. The shape
+        of a block depends on its rows' own lengths only, so that their floats cannot depend on the
+        rest of the batch: matrix libraries choose their order of summation by shape (with XLA on
+        x86, the last bits change with the number of rows and with the padding). None runs the
+        whole batch at once, which accelerators and sharded batches need.
       head_positions: the head runs on this many positions at a time, so that never more than
         [head_positions, vocab] logits exist.
     """

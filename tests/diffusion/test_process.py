@@ -17,6 +17,9 @@ from dlm_jax.errors import UserError
 MASK_ID = 5
 
 
+corrupt = jax.jit(lambda process, *args: process.corrupt(*args), static_argnums=0)
+
+
 def binomial_test(hits: float, trials: float, probability: float) -> float:
     return stats.binomtest(int(hits), int(trials), probability).pvalue
 
@@ -27,9 +30,8 @@ def test_marginals_follow_the_schedule(schedule, t, key, wide_batch):
     process = AbsorbingProcess(MASK_ID, schedule)
     masked = {Linear(): t, Cosine(): np.sin(np.pi / 2 * t)}.get(schedule, t**2)
     counts = np.zeros(512)
-    corrupt = jax.jit(lambda draw: process.corrupt(wide_batch, jnp.float32(t), key, draw))
     for draw in range(4):
-        tokens, absorbed = map(np.asarray, corrupt(draw))
+        tokens, absorbed = map(np.asarray, corrupt(process, wide_batch, np.float32(t), key, draw))
         assert not absorbed[:, :3].any()
         np.testing.assert_array_equal(tokens, np.where(absorbed, MASK_ID, wide_batch["tokens"]))
         counts += absorbed.sum(axis=1)
@@ -107,18 +109,18 @@ def test_masks_belong_to_examples(prompt_corruption, key, pack):
     }
 
     @jax.jit
-    def corrupt(batch):
+    def masks(batch):
         tokens, absorbed = process.corrupt(batch, jnp.float32(0.6), key, 3)
         return absorbed, tokens == MASK_ID, process.maskable(batch, key, 3)
 
     results = {}
     for name, layout in layouts.items():
         batch = pack(examples, layout, 24, rows=8)
-        results[name] = tuple(masks_by_example(batch, mask) for mask in corrupt(batch))
+        results[name] = tuple(masks_by_example(batch, mask) for mask in masks(batch))
     split = {}
     for i in ids:
         batch = pack(examples, [[i]], 6)
-        split |= masks_by_example(batch, corrupt(batch)[0])
+        split |= masks_by_example(batch, masks(batch)[0])
     reference = results["one a row"]
     assert split == reference[0]
     assert 0 < sum(reference[0].values()) < len(reference[0])

@@ -110,6 +110,7 @@ def test_max_length_leaves_out_the_rows_before_the_offset() -> None:
         ({"embed_dim": 33}, ("embed_dim=33", "num_heads=2")),
         ({"num_layers": 0}, ("num_layers=0",)),
         ({"num_layers": 2.0}, ("num_layers=2.0",)),
+        ({"scan_unroll": 0}, ("scan_unroll=0",)),
         ({"vocab_size": True}, ("vocab_size=True",)),
         ({"max_positions": 2}, ("max_positions=2", "3")),
         ({"dropout_rate": 1.0}, ("dropout_rate=1.0",)),

@@ -215,6 +215,16 @@ def test_less_memory_is_needed_the_stricter_the_policy() -> None:
     assert full < minimal < none
 
 
+@pytest.mark.parametrize("unroll", [2, 5])
+def test_unrolling_the_layers_changes_no_logit(unroll: int) -> None:
+    row = [array[None] for array in packed_row(np.random.default_rng(9), (7, 9), 16)]
+    unrolled = dataclasses.replace(POST, scan_unroll=unroll)
+    key = jax.random.key(4)
+    np.testing.assert_allclose(
+        logits(unrolled, *row, key), logits(POST, *row, key), atol=3e-5, rtol=1e-5
+    )
+
+
 def test_dropout_is_a_function_of_its_key() -> None:
     row = [array[None] for array in packed_row(np.random.default_rng(6), (16,), 16)]
     first, again, other = (logits(POST, *row, jax.random.key(seed)) for seed in (1, 1, 2))

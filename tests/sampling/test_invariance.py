@@ -120,7 +120,8 @@ def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, referenc
 
 def test_blocks_cover_the_canvas_and_stay_small():
     tiling = Tiling(block_tokens=128)
-    assert tiling.widths(64) == (64,) and tiling.widths(256) == (64, 128, 192, 256)
-    assert tiling.widths(100) == (64, 100) and tiling.widths(16) == (16,)
+    assert tiling.widths(64) == (32, 64) and tiling.widths(128) == (32, 64, 96, 128)
+    assert tiling.widths(100) == (32, 64, 96, 100) and tiling.widths(16) == (16,)
+    assert set(range(64, 513, 64)) <= set(tiling.widths(512))
     assert [tiling.rows(width) for width in (16, 64, 128, 512)] == [8, 2, 1, 1]
     assert Tiling(block_tokens=None).widths(512) == (512,)
