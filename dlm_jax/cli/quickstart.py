@@ -22,11 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--initial_checkpoint", metavar="SOURCE", help="weights to start from, instead of BERT-tiny"
     )
     parser.add_argument(
+        "--examples", type=int, default=200, help="unseen questions of each task that are answered"
+    )
+    parser.add_argument(
         "--gin_bindings",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="binding for all stages, such as --gin.TOTAL_STEPS=20",
+        help="binding for the three trainings, such as --gin.TOTAL_STEPS=20",
     )
 
 
@@ -114,6 +117,8 @@ def _load(name: str, entry: str, folder: Path, arguments: argparse.Namespace) ->
         bindings.append(f"INITIAL_CHECKPOINT = {str(previous)!r}")
     elif name == STAGES[0] and arguments.initial_checkpoint:
         bindings.append(f"INITIAL_CHECKPOINT = {arguments.initial_checkpoint!r}")
+    elif name == "evaluate":
+        bindings.append(f"GenerationEvaluator.max_examples = {arguments.examples}")
     if entry == "train":
         bindings += arguments.gin_bindings
     return config.load(

@@ -46,8 +46,7 @@ class LikelihoodEvaluator:
         num_timesteps: T of the discrete bound; None = the tighter one of continuous time.
         batch_size: rows at a time.
         length: tokens a row; None = that of the run.
-        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of
-            logits hold.
+        head_chunk: positions projected on the vocabulary at a time; None = by its size.
         seed: of the noise; the same examples get the same noise at every step and for every model.
     """
 

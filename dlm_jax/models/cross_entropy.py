@@ -46,7 +46,8 @@ def linear_cross_entropy(
         smoothing_weight: float32 [positions].
         selected: bool [positions], the positions to project; by default those where one of the
             weights is not 0. A position that is not selected counts for nothing.
-        chunk: positions projected at a time; by default as many as 32 MiB of logits hold, and at least 256.
+        chunk: positions projected at a time; by default as many as 32 MiB of logits hold, and at
+            least 256.
 
     Returns:
         loss_sum, a float32 scalar in nats, differentiable with respect to `hidden`, `table` and

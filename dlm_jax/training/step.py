@@ -38,8 +38,7 @@ def make_train_step(
             number alone.
         accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
             by the summed weights, so the result does not depend on how the batch was cut.
-        chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of logits
-            hold.
+        chunk: positions projected on the vocabulary at a time; None = by the vocabulary's size.
 
     Returns:
         `step(state, batch) -> (state, metrics)`; `metrics` are float32 sums, with 'weight_sum' to

@@ -105,8 +105,7 @@ def train(
         dtype: of activations and matrix products; None = the model's own.
         dropout_rate: of activations and attention; None = the model's own.
         remat_policy: what is recomputed in the backward pass; None = the model's own.
-        head_chunk: positions projected on the vocabulary at a time; None = as many as 256 MiB of
-            logits hold.
+        head_chunk: positions projected on the vocabulary at a time; None = by its size.
         mesh: how devices are arranged.
         checkpoints: when to save and what to keep.
         evaluators: run every `evaluate_every` steps and after the last.
