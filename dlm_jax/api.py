@@ -42,6 +42,7 @@ class Answer:
         text: the answer, or for infilling the whole text.
         score: mean over its tokens of their log-probability when they were written, nats.
         nfe: denoiser evaluations spent on the row.
+        log_probability: sum of them, nats.
         tokens: ids written, special ones left out.
         length: tokens that there was room for.
     """
@@ -49,6 +50,7 @@ class Answer:
     text: str
     score: float
     nfe: int
+    log_probability: float
     tokens: list[int]
     length: int
 
@@ -130,27 +132,43 @@ class DiffusionLanguageModel:
         return [answer for answer, _ in self._write(parts, **options)]
 
     def search_lengths(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], **options: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        log_priors: Sequence[float] | None = None,
+        **options: Any,
     ) -> list[Answer]:
-        """Answers each prompt once for every candidate length and keeps the best mean
-        log-probability.
+        """Answers each prompt once for every candidate length and keeps the best.
 
-        The arguments are those of `generate_ids`; `nfe` adds the candidates up.
+        Args:
+            prompts: ids of each row, `<s>` included.
+            lengths: candidates, in tokens.
+            log_priors: log-probability of each length. With it the answer is the most probable pair
+                of length and text, log p(length) + Σ log p; without it the one of the best mean
+                log-probability of its tokens, as in the paper, which knows no prior.
+            **options: those of `generate_ids`; `nfe` adds the candidates up.
         """
         if not lengths:
             raise UserError("response lengths are empty: there is no length to try")
-        rows = [list(p) for p in prompts for _ in lengths]
+        priors = [0.0] * len(lengths) if log_priors is None else list(log_priors)
         row_ids = options.pop("row_ids", range(len(prompts)))
         answers = self.generate_ids(
-            rows,
+            [list(prompt) for prompt in prompts for _ in lengths],
             [int(n) for _ in prompts for n in lengths],
             row_ids=[i for i in row_ids for _ in lengths],
             **options,
         )
+
+        def rank(candidate: tuple[Answer, float]) -> float:
+            answer, prior = candidate
+            return answer.score if log_priors is None else answer.log_probability + prior
+
         groups = [answers[i : i + len(lengths)] for i in range(0, len(answers), len(lengths))]
         return [
             dataclasses.replace(
-                max(group, key=lambda answer: answer.score), nfe=sum(a.nfe for a in group)
+                max(zip(group, priors, strict=True), key=rank)[0],
+                nfe=sum(answer.nfe for answer in group),
             )
             for group in groups
         ]
@@ -294,7 +312,8 @@ class DiffusionLanguageModel:
             whole = tokens[row][np.asarray(canvas.segment_ids[row]) > 0].tolist()
             room = int(np.asarray(canvas.editable[row]).sum())
             text = self.vocabulary.decode(written[row])
-            yield Answer(text, mean, int(nfe[row]), written[row], room), whole
+            total = mean * len(written[row])
+            yield Answer(text, mean, int(nfe[row]), total, written[row], room), whole
 
 
 def load(

@@ -172,3 +172,9 @@ def _normalised(text: str) -> str:
 for _name, (_dataset, _config, _description) in TASKS.items():
     register_reasoning(f"reasoning_gym_v1.{_name}", _dataset, _config, _description)
 register_mixture("reasoning_gym_v1.mixture", {f"reasoning_gym_v1.{_name}": 1.0 for _name in TASKS})
+
+# What an encoder of a few million parameters learns within minutes.
+QUICKSTART = ("gcd", "syllogism", "word_reversal", "letter_counting")
+register_mixture(
+    "reasoning_gym_v1.quickstart", {f"reasoning_gym_v1.{name}": 1.0 for name in QUICKSTART}
+)

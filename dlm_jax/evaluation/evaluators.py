@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,9 @@ from dlm_jax.evaluation.generation import (
 )
 from dlm_jax.evaluation.likelihood import NelboResult, evaluate_nelbo
 from dlm_jax.models.encoder import Encoder
+
+# Training examples that are enough to know how long answers are.
+_LENGTH_SAMPLE = 2000
 
 
 def _tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
@@ -131,10 +137,12 @@ class GenerationEvaluator:
             'left-to-right'.
         steps: denoiser evaluations an answer.
         temperature: 0 = argmax.
-        canvas: 'search' (each of `response_lengths` is tried and the best mean log-probability
-            kept), 'fixed' (the longest of them) or 'oracle' (the length of the reference; figures
-            are named so).
-        response_lengths: candidate lengths in tokens, `</s>` not counted.
+        canvas: 'search' (several lengths are tried, the best answer kept), 'fixed' (the longest of
+            them) or 'oracle' (the length of the reference; figures are named so).
+        response_lengths: candidate lengths in tokens, `</s>` not counted, judged by the mean
+            log-probability of the answer; None = the most frequent ones of the task's training
+            split, judged by log p(length) + log p(answer).
+        length_beam: how many lengths are taken from the training split.
         batch_size: rows at a time.
         seed: of the random numbers of decoding.
     """
@@ -146,7 +154,8 @@ class GenerationEvaluator:
     steps: int = 10
     temperature: float = 0.0
     canvas: str = "search"
-    response_lengths: Sequence[int] = (1, 2, 3, 4)
+    response_lengths: Sequence[int] | None = None
+    length_beam: int = 4
     batch_size: int = 64
     seed: int = 0
 
@@ -164,14 +173,15 @@ class GenerationEvaluator:
         for task in _tasks(self.task, description):
             if task.plain_text:
                 continue
+            lengths, log_priors = self._lengths(task, vocabulary)
             results[f"eval/{task.name}"] = evaluate_generation(
-                functools.partial(self._answer, model),
+                functools.partial(self._answer, model, lengths, log_priors),
                 list(self._examples(task, vocabulary)),
                 task.metrics,
                 task=task.name,
                 step=step,
                 run_dir=folder.path,
-                response_length=max(self.response_lengths),
+                response_length=max(lengths),
                 canvas=self.canvas,
                 batch_size=self.batch_size,
                 seed=self.seed,
@@ -186,7 +196,30 @@ class GenerationEvaluator:
             prompt = [vocabulary.bos_id, *inputs]
             yield Example(index, text.inputs, text.targets, prompt, targets)
 
-    def _answer(self, model: DiffusionLanguageModel, request: GenerationRequest) -> GeneratedBatch:
+    def _lengths(
+        self, task: Task, vocabulary: Vocabulary
+    ) -> tuple[Sequence[int], Sequence[float] | None]:
+        """Candidate lengths, and the logarithms of their frequency where it is known."""
+        if self.response_lengths is not None:
+            return self.response_lengths, None
+        if "train" not in task.split_names:
+            raise UserError(
+                f"task {task.name} has no train split to take lengths of answers from: set "
+                "GenerationEvaluator.response_lengths, or canvas='oracle'"
+            )
+        examples = itertools.islice(task.tokenized("train", vocabulary), _LENGTH_SAMPLE)
+        counts = collections.Counter(len(targets) for _, targets in examples)
+        common = counts.most_common(self.length_beam)
+        total = sum(counts.values())
+        return [length for length, _ in common], [math.log(n / total) for _, n in common]
+
+    def _answer(
+        self,
+        model: DiffusionLanguageModel,
+        lengths: Sequence[int],
+        log_priors: Sequence[float] | None,
+        request: GenerationRequest,
+    ) -> GeneratedBatch:
         options: dict[str, Any] = {
             "row_ids": request.row_ids,
             "strategy": self.strategy,
@@ -195,7 +228,9 @@ class GenerationEvaluator:
             "seed": request.seed,
         }
         if self.canvas == "search":
-            answers = model.search_lengths(request.prompts, self.response_lengths, **options)
+            answers = model.search_lengths(
+                request.prompts, lengths, log_priors=log_priors, **options
+            )
         else:
             answers = model.generate_ids(request.prompts, request.response_lengths, **options)
         return GeneratedBatch(

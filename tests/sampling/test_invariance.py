@@ -96,6 +96,7 @@ def test_noise_belongs_to_the_row_id(encoder, key, vocabulary):
     assert (tokens[0] != tokens[1]).any() and (tokens[0] != tokens[3]).any()
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, reference, vocabulary):
     canvas, _ = batches(vocabulary)["beside longer rows"]
     tokens = jnp.where(canvas.editable, vocabulary.mask_id, canvas.tokens)

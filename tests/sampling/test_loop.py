@@ -128,7 +128,7 @@ def test_early_exit_evaluates_less_and_answers_the_same(toy, key, vocabulary):
     canvas = response_canvas([[5] * 4, [6] * 70, [7] * 3], [3, 12, 1], vocabulary)
     counting = Counting()
     denoiser = counting.denoiser(toy)
-    tiling = Tiling(block_tokens=64)  # one row a block
+    tiling = Tiling(block_tokens=32)  # one row a block
 
     def run(early_exit):
         counting.evaluated = 0
