@@ -41,7 +41,7 @@ small,.small{font-size:.85rem}
 section>.card,.tile,figure{background:var(--paper);border:1px solid var(--grid);border-radius:8px}
 .card{padding:16px;overflow-x:auto}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:12px;margin:20px 0}
-.tile{padding:14px 16px}
+.tile{padding:14px 16px;overflow-wrap:anywhere}
 .tile b{display:block;font-size:1.7rem;line-height:1.25;font-variant-numeric:tabular-nums}
 figure{margin:12px 0;padding:16px;overflow-x:auto}
 figure svg{display:block;width:100%;min-width:640px;height:auto}

@@ -176,4 +176,10 @@ def run_loop(
 
 
 def _figures(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """The figures that have a standard error, with it; all of them where none has."""
+    measured = [
+        f"{name} {value:.3f} ± {values[f'{name}_se']:.3f}"
+        for name, value in values.items()
+        if f"{name}_se" in values
+    ]
+    return "  ".join(measured or [f"{name} {value:.4g}" for name, value in values.items()])
