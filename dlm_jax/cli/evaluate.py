@@ -36,4 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
     modules = config.imported_modules(trained) if trained.is_file() else []
     checked = load_config(arguments, "evaluate", arguments.gin_file or [DEFAULT_FILE], modules)
     config.record(checked, folder, "eval.gin")
-    checked.call(run_dir=arguments.run_dir)
+    results = checked.call(run_dir=arguments.run_dir)
+    for split, figures in results.items():
+        print(split)
+        for name, value in figures.items():
+            if not name.endswith("_se"):
+                error = figures.get(f"{name}_se")
+                print(f"  {name:<22} {value:10.4f}" + (f" ± {error:.4f}" if error else ""))
+    print(f"report: {folder / 'report.html'}")

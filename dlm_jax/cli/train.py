@@ -34,4 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     checked = load_config(arguments, "train", files)
     config.record(checked, arguments.run_dir)
-    checked.call(run_dir=arguments.run_dir)
+    result = checked.call(run_dir=arguments.run_dir)
+    print(
+        f"{arguments.run_dir} is at step {result.step:,} after {result.seconds:.0f} s; "
+        f"next: dlm eval --run_dir={arguments.run_dir}, dlm report --run_dir={arguments.run_dir}"
+    )
