@@ -86,6 +86,9 @@ def _run(arguments: list[str]) -> None:
         hint = nearest(verb, VERBS)
         raise UserError(f"{verb} is {kind}{hint}; the verbs are {', '.join(VERBS)}")
     arguments.remove(verb)
+    from dlm_jax.parallel.host_memory import keep_freed_memory
+
+    keep_freed_memory()  # must precede the threads of JAX, which a verb may start
     module = importlib.import_module(f"dlm_jax.cli.{VERBS[verb][0]}")
     from dlm_jax.cli.flags import parse
 

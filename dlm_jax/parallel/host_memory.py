@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Parameters of glibc's mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-_NEVER_TRIM = 2**31 - 1
+# Parameters of glibc's mallopt(3), and the values that keep what was freed: nothing is mapped on its
+# own, nothing is given back, and all threads share one heap (a secondary one is always given back).
+_SETTINGS = (
+    (-4, 0),  # M_MMAP_MAX
+    (-1, -1),  # M_TRIM_THRESHOLD, never
+    (-8, 1),  # M_ARENA_MAX
+)
 
 
 def keep_freed_memory() -> bool:
@@ -16,7 +19,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc maps each large buffer anew, and the kernel then clears its pages one fault at
     a time: writing 50 MB costs several times as long as it should, in every step. Call it before
-    the first computation on a CPU; on accelerators it changes nothing worth having.
+    JAX starts its threads; on accelerators it changes nothing worth having.
 
     Returns:
         Whether the C library took the settings (glibc on Linux does).
@@ -24,4 +27,4 @@ def keep_freed_memory() -> bool:
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM))
+    return all([bool(mallopt(parameter, value)) for parameter, value in _SETTINGS])

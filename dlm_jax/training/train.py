@@ -24,7 +24,6 @@ from dlm_jax.errors import UserError
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import accelerators, rules
-from dlm_jax.parallel.host_memory import keep_freed_memory
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.evaluators import Evaluator
 from dlm_jax.training.loop import Cadence, Feed, run_loop
@@ -121,8 +120,6 @@ def train(
         RunError: the loss was not finite and `on_nonfinite` is 'stop'.
     """
     began = time.monotonic()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
     folder = RunFolder(run_dir)
     overrides = _overrides(dtype, dropout_rate, remat_policy)
