@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Parameters of glibc's mallopt(3), and the values that keep what was freed: nothing is mapped on its
-# own, nothing is given back, and all threads share one heap (a secondary one is always given back).
+# Parameters of glibc's mallopt(3), and the values that keep what was freed: nothing is mapped on
+# its own, nothing is given back, and all threads share one heap (others are always given back).
 _SETTINGS = (
     (-4, 0),  # M_MMAP_MAX
     (-1, -1),  # M_TRIM_THRESHOLD, never

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_debug_adds_the_traceback(capsys):
     assert err.splitlines()[-1].startswith("dlm: error: trian is no verb")
 
 
-def fake_train(run_dir: str, task: str, steps: int = 1) -> None:
+def fake_train(run_dir: str, task: str, steps: int = 1) -> SimpleNamespace:
     if task == "fails":
         raise RuntimeError("loss is\nnan")
     if task == "interrupted":
@@ -111,10 +112,12 @@ def fake_train(run_dir: str, task: str, steps: int = 1) -> None:
         raise UserError("task refused is for evaluation only")
     with open(os.path.join(run_dir, "result.json"), "w") as file:
         json.dump({"task": task, "steps": steps}, file)
+    return SimpleNamespace(step=steps, seconds=0.5)
 
 
-def fake_evaluate(run_dir: str, task: str | None = None) -> None:
+def fake_evaluate(run_dir: str, task: str | None = None) -> dict[str, dict[str, float]]:
     fake_train(run_dir, f"evaluation of {task}")
+    return {"eval/fake": {"nelbo": 2.0, "nelbo_se": 0.25, "n": 4.0}}
 
 
 @pytest.fixture
