@@ -35,8 +35,8 @@ TASKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "syllogism": ("syllogism", {}, "Does a conclusion follow from its premises? yes or no."),
     "word_reversal": (
         "word_sequence_reversal",
-        {"min_words": 2, "max_words": 5},
-        "Two to five words in reverse order.",
+        {"min_words": 2, "max_words": 3},
+        "Two or three words in reverse order.",
     ),
     "spell_backward": (
         "spell_backward",
@@ -174,7 +174,10 @@ for _name, (_dataset, _config, _description) in TASKS.items():
 register_mixture("reasoning_gym_v1.mixture", {f"reasoning_gym_v1.{_name}": 1.0 for _name in TASKS})
 
 # What an encoder of a few million parameters learns within minutes.
-QUICKSTART = ("gcd", "syllogism", "word_reversal", "letter_counting")
-register_mixture(
-    "reasoning_gym_v1.quickstart", {f"reasoning_gym_v1.{name}": 1.0 for name in QUICKSTART}
-)
+QUICKSTART = {
+    "reasoning_gym_v1.word_reversal": 2.0,
+    "reasoning_gym_v1.syllogism": 2.0,
+    "reasoning_gym_v1.letter_counting": 1.0,
+    "reasoning_gym_v1.gcd": 1.0,
+}
+register_mixture("reasoning_gym_v1.quickstart", QUICKSTART)
