@@ -35,8 +35,8 @@ TASKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "syllogism": ("syllogism", {}, "Does a conclusion follow from its premises? yes or no."),
     "word_reversal": (
         "word_sequence_reversal",
-        {"min_words": 2, "max_words": 3},
-        "Two or three words in reverse order.",
+        {"min_words": 2, "max_words": 2},
+        "Two words in reverse order.",
     ),
     "spell_backward": (
         "spell_backward",
