@@ -284,13 +284,15 @@ def test_installed_command_and_its_exit_code():
 
 def test_interrupt_from_outside(tmp_path):
     code = """
-        import sys, time
+        import signal, sys, time
         from dlm_jax import cli
         from dlm_jax.cli import configurables
         def train(run_dir):
             print("ready", flush=True)
             time.sleep(60)
         configurables.CONFIGURABLES = {"train": train, "evaluate": train}
+        # A background job of a shell starts with interrupts ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.exit(cli.main(["train", "--run_dir=r", "--gin_file=run.gin"]))
     """
     (tmp_path / "run.gin").write_text("")
