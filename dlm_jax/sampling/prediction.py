@@ -94,7 +94,10 @@ def _features_by_blocks(
     # A row reaches up to its last token that is not padding.
     occupied = jnp.where(inputs[2] > 0, jnp.arange(1, length + 1), 0).max(axis=-1)
     struct = jax.eval_shape(denoiser.features, *(part[:1] for part in inputs))
-    # The extra row takes what the unfilled places of a last block compute.
+    # The extra row stands in for the unfilled places of a last block. Were it clipped to the last
+    # real row instead, the one block of a single row would depend on nothing in its loop, and XLA
+    # would lift the encoder out of the loops of all the widths that have no rows.
+    inputs = tuple(jnp.pad(part, ((0, 1), (0, 0))) for part in inputs)
     features = jnp.zeros((batch + 1, length, struct.shape[-1]), struct.dtype)
     previous = -1
     for width in tiling.widths(length):
@@ -121,7 +124,7 @@ def _run_blocks(
 
     def block(number: jax.Array, features: jax.Array) -> jax.Array:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * rows, rows)
-        cut = [jnp.take(part[:, :width], chosen, axis=0, mode="clip") for part in inputs]
+        cut = [part[chosen, :width] for part in inputs]
         new = denoiser.features(*cut)
         for place in range(rows):
             start = (chosen[place], 0, 0)

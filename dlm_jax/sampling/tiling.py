@@ -26,7 +26,7 @@ class Tiling:
         [head_positions, vocab] logits exist.
     """
 
-    block_tokens: int | None = 128
+    block_tokens: int | None = 256
     head_positions: int = 64
 
     def widths(self, length: int) -> tuple[int, ...]:
