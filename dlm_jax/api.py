@@ -97,8 +97,8 @@ class DiffusionLanguageModel:
             prompts: texts.
             length: tokens of an answer; of several, each is tried and the one with the best mean
                 log-probability kept.
-            **options: `strategy`, `steps`, `temperature`, `seed`, `trace`, `batch_size` and
-                `row_ids`, see `generate_ids`.
+            **options: `strategy`, `steps`, `temperature`, `special_tokens`, `seed`, `trace`,
+                `batch_size` and `row_ids`, see `generate_ids`.
 
         Raises:
             UserError: a prompt is too long, or an option is wrong.
@@ -120,6 +120,9 @@ class DiffusionLanguageModel:
                 strategy: name of the sampler; default 'reparam-uncond-deterministic-cosine'.
                 steps: denoiser evaluations; default 10.
                 temperature: default 0, argmax.
+                special_tokens: default True: `</s>` and its like may be predicted within an
+                    answer and are left out of its text, as in the paper; with False they are
+                    never written, and an answer has exactly its length.
                 seed: default 0.
                 row_ids: identity of each row for its random numbers; default its number.
                 batch_size: rows at a time; default 64.
@@ -264,6 +267,7 @@ class DiffusionLanguageModel:
         strategy: str = "reparam-uncond-deterministic-cosine",
         steps: int = 10,
         temperature: float = 0.0,
+        special_tokens: bool = True,
         seed: int = 0,
         row_ids: Sequence[int] | None = None,
         batch_size: int = 64,
@@ -294,6 +298,7 @@ class DiffusionLanguageModel:
                 jax.random.key(seed, impl="threefry2x32"),
                 mask_id=self.vocabulary.mask_id,
                 vocab_size=self.vocabulary.size,
+                banned_ids=() if special_tokens else self.vocabulary.special_ids,
                 trace=trace,
             )
             if trace:

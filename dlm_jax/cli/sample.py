@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=float, help="of sampled tokens; 0 takes the likeliest"
     )
+    parser.add_argument(
+        "--no_special_tokens",
+        dest="special_tokens",
+        action="store_false",
+        help="never write </s> or its like within an answer, which may leave it shorter or empty",
+    )
     parser.add_argument("--seed", type=int, help="of everything random")
     parser.add_argument("--trace", metavar="FILE.html", help="write how the answers came about")
 
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("dlm sample needs either --prompt (repeatable, - for stdin) or --infill")
     if arguments.infill and arguments.length is not None:
         raise UserError("--length goes with --prompt: the gaps of --infill have their own lengths")
-    names = ("steps", "length", "strategy", "temperature", "seed")
+    names = ("steps", "length", "strategy", "temperature", "seed", "special_tokens")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     import dlm_jax.api
@@ -68,8 +74,14 @@ def run(arguments: argparse.Namespace) -> None:
     answers = (
         model.generate(prompts, **options) if prompts else model.infill(arguments.infill, **options)
     )
-    for answer in answers:
+    for text, answer in zip(prompts or arguments.infill, answers, strict=True):
         print(answer.text)
+        if not answer.tokens:
+            print(
+                f"The answer to {text!r} is empty: the model wrote only special tokens such as "
+                "</s>, which --no_special_tokens forbids.",
+                file=sys.stderr,
+            )
     if arguments.trace:
         _write_trace(Path(arguments.trace), model, _titles(prompts or arguments.infill, options))
 

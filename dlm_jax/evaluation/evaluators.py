@@ -137,6 +137,8 @@ class GenerationEvaluator:
             'left-to-right'.
         steps: denoiser evaluations an answer.
         temperature: 0 = argmax.
+        special_tokens: whether `</s>` and its like may be written within an answer, to be left out
+            of its text (the paper's decoding).
         canvas: 'search' (several lengths are tried, the best answer kept), 'fixed' (the longest of
             them) or 'oracle' (the length of the reference; figures are named so).
         response_lengths: candidate lengths in tokens, `</s>` not counted, judged by the mean
@@ -153,6 +155,7 @@ class GenerationEvaluator:
     strategy: str = "reparam-uncond-deterministic-cosine"
     steps: int = 10
     temperature: float = 0.0
+    special_tokens: bool = True
     canvas: str = "search"
     response_lengths: Sequence[int] | None = None
     length_beam: int = 4
@@ -225,6 +228,7 @@ class GenerationEvaluator:
             "strategy": self.strategy,
             "steps": self.steps,
             "temperature": self.temperature,
+            "special_tokens": self.special_tokens,
             "seed": request.seed,
         }
         if self.canvas == "search":
@@ -237,5 +241,5 @@ class GenerationEvaluator:
             texts=[answer.text for answer in answers],
             scores=[answer.score for answer in answers],
             nfe=[answer.nfe for answer in answers],
-            tokens=[answer.tokens for answer in answers],
+            lengths=[answer.length for answer in answers],
         )

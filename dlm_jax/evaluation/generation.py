@@ -61,13 +61,13 @@ class GeneratedBatch:
       texts: the answers.
       scores: mean log-probability of the answer's tokens when they were written, nats.
       nfe: denoiser evaluations spent.
-      tokens: token ids written on each row's canvas; they tell the length that a search chose.
+      lengths: tokens that each answer had room for, which a search chooses; empty = as asked.
     """
 
     texts: Sequence[str]
     scores: Sequence[float]
     nfe: Sequence[int]
-    tokens: Sequence[Sequence[int]] = ()
+    lengths: Sequence[int] = ()
 
 
 GenerateFunction = Callable[[GenerationRequest], GeneratedBatch]
@@ -149,7 +149,7 @@ def _generate_all(
                 generated.texts[row],
                 float(generated.scores[row]),
                 int(generated.nfe[row]),
-                len(generated.tokens[row]) if len(generated.tokens) else lengths[i],
+                generated.lengths[row] if len(generated.lengths) else lengths[i],
             )
         if progress is not None:
             progress(len(answers), len(order))

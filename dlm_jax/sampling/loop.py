@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,7 @@ def generate(
     *,
     mask_id: int,
     vocab_size: int | None = None,
+    banned_ids: Collection[int] = (),
     trace: bool = False,
     tiling: Tiling | None = None,
 ) -> Generation:
@@ -75,6 +77,8 @@ def generate(
         position).
       mask_id: id of the absorbing state; never written.
       vocab_size: ids from here on are never written; None if every row of the table is a token.
+      banned_ids: other ids that are never written, such as those of the special tokens, which the
+        paper's decoding allows.
       trace: keep the canvas of every step.
       tiling: sizes of the pieces of work; by default right for the device.
 
@@ -101,7 +105,7 @@ def generate(
         policy.schedule.masked_counts(steps, length),
         policy.schedule.masked_fractions(steps).astype(np.float32),
         policy=policy,
-        forbidden=Forbidden(mask_id, vocab_size),
+        forbidden=Forbidden(mask_id, vocab_size, tuple(sorted(banned_ids))),
         traced=trace,
         tiling=tiling or default_tiling(),
     )

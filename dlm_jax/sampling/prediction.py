@@ -29,10 +29,11 @@ class Denoiser(Protocol):
 
 
 class Forbidden(NamedTuple):
-    """Ids that may never be written: the mask, and rows of the table that stand for no token."""
+    """Ids that may never be written: the mask, rows that stand for no token, and others."""
 
     mask_id: int
     vocab_size: int | None
+    others: tuple[int, ...] = ()
 
     def ban(self, logits: jax.Array) -> jax.Array:
         """float32 logits [..., vocab] with -inf at the forbidden ids."""
@@ -40,6 +41,8 @@ class Forbidden(NamedTuple):
         banned = ids == self.mask_id
         if self.vocab_size is not None:
             banned |= ids >= self.vocab_size
+        for other in self.others:
+            banned |= ids == other
         return jnp.where(banned, -jnp.inf, logits.astype(jnp.float32))
 
 

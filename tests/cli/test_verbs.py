@@ -119,7 +119,7 @@ def test_report_prints_its_path(tmp_path, capsys):
 def test_sample_answers_and_fills(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("abc\nx y\n"))
     trace = tmp_path / "trace.html"
-    common = [f"--run_dir={folder}", "--steps=2", f"--trace={trace}"]
+    common = [f"--run_dir={folder}", "--steps=2", "--no_special_tokens", f"--trace={trace}"]
     code, out, err = run(capsys, "sample", *common, "--prompt", "-", "--length=3")
     assert (code, err) == (0, f"trace: {trace}\n")
     assert len(out.splitlines()) == 2
@@ -132,6 +132,27 @@ def test_sample_answers_and_fills(folder, tmp_path, capsys, monkeypatch):
     first, second = filled.splitlines()
     assert first.startswith("ab") and second.endswith(" z")
     assert '"title":"ab' in trace.read_text()
+
+
+def test_an_empty_answer_says_why_and_how_to_forbid_it(tmp_path, capsys):
+    vocabulary = CharacterVocabulary("ab")
+    config = dataclasses.replace(
+        SIZES["test"], vocab_size=vocabulary.size, pad_id=vocabulary.pad_id
+    )
+    parameters = encoder.parameters(encoder.Encoder(config, rngs=nnx.Rngs(0)))
+    bias = parameters["head"]["bias"]
+    parameters["head"]["bias"] = bias.at[vocabulary.eos_id].add(1e3)
+    folder = export_folder(config, parameters, vocabulary, tmp_path / "model")
+    common = ["sample", f"--run_dir={folder}", "--steps=2", "--length=3", "--prompt=ab"]
+    code, out, err = run(capsys, *common)
+    assert (code, out) == (0, "\n")
+    assert err == (
+        "The answer to 'ab' is empty: the model wrote only special tokens such as </s>, which "
+        "--no_special_tokens forbids.\n"
+    )
+    code, out, err = run(capsys, *common, "--no_special_tokens")
+    assert (code, err) == (0, "")
+    assert len(out) == 4 and set(out[:3]) <= set("ab")
 
 
 def test_sample_refuses_before_it_loads(folder, capsys):

@@ -39,7 +39,7 @@ class Model:
         self.requests.append(request)
         texts = [f"answer\u2028 {i - 100}" if i % 2 == 0 else "no" for i in request.row_ids]
         scores = [-0.5 if i % 2 == 0 else -math.inf for i in request.row_ids]
-        return GeneratedBatch(texts, scores, [10] * len(texts), [[1] * 5] * len(texts))
+        return GeneratedBatch(texts, scores, [10] * len(texts), [5] * len(texts))
 
 
 def run(tmp_path: Path, **settings):

@@ -63,17 +63,25 @@ def test_what_may_not_be_written_is_not_and_what_is_given_stays(
     table = rng.normal(size=(509, vocabulary.size)).astype(np.float32)
     table[:, vocabulary.mask_id] += 50  # the model would always like a mask best
     table[:, 25:29] += 20  # and then rows of the table that are no tokens
+    table[:, [0, 2]] += 10  # and then special tokens
     loud = reference.ToyDenoiser(jnp.asarray(table))
     canvas = infilling_canvas(
         [[4, [5, 6, 7], 6, [8], 1], [[9] * 20, 12], [[5, 4, 3]]], vocabulary, batch_size=4
     )
     policy = Policy.parse(strategy, steps=12, temperature=temperature)
     result = generate(
-        loud, canvas, policy, key, mask_id=vocabulary.mask_id, vocab_size=25, trace=True
+        loud,
+        canvas,
+        policy,
+        key,
+        mask_id=vocabulary.mask_id,
+        vocab_size=25,
+        banned_ids={2, 0},
+        trace=True,
     )
     editable = np.asarray(canvas.editable)
     tokens = np.asarray(result.tokens)
-    assert (tokens[editable] < 25).all()
+    assert (tokens[editable] < 25).all() and not np.isin(tokens[editable], [0, 2]).any()
     np.testing.assert_array_equal(tokens[~editable], np.asarray(canvas.tokens)[~editable])
     assert (np.asarray(result.trace.tokens)[:, ~editable] == tokens[~editable]).all()
     scores = np.asarray(result.scores)

@@ -41,6 +41,8 @@ def test_forbidden_ids_have_no_probability():
     tokens, log_probs = Argmax().choose(banned, (None, None))
     assert tokens.tolist() == [0, 0]
     np.testing.assert_allclose(log_probs, np.log(1 / 9), rtol=1e-6)
+    banned = Forbidden(mask_id=5, vocab_size=None, others=(0, 3)).ban(logits)
+    assert np.flatnonzero(np.isneginf(banned[0])).tolist() == [0, 3, 5]
 
 
 def test_draws_follow_the_tempered_law_and_are_scored_untempered(reference, key):
