@@ -24,6 +24,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import accelerators, rules
+from dlm_jax.parallel.compiler import training_compiler_options
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.evaluators import Evaluator
 from dlm_jax.training.loop import Cadence, Feed, run_loop
@@ -177,6 +178,7 @@ def train(
                 chunk=head_chunk,
             ),
             donate_argnums=0,
+            compiler_options=training_compiler_options(),
         )
         writer = MetricsWriter(folder.metrics, int(state.step))
         with Progress(folder.path.name, total_steps, int(state.step)) as progress:
