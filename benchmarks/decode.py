@@ -279,6 +279,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     cases = ["reasoning", "translation"]
     parser.add_argument("--model", help="folder or source of the weights")
+    parser.add_argument(
+        "--random_shape",
+        metavar="SIZE",
+        help="instead of a model, random weights in the shape of a size (base) with the vocabulary "
+        "of XLM-R under DLM_MODELS_DIR: its 250k rows are most of the work of a forward pass",
+    )
     parser.add_argument("--cases", nargs="+", default=cases, choices=cases)
     parser.add_argument("--rounds", type=int, default=6, help="timed batches of each side and case")
     parser.add_argument("--batches", default="2", help="different batches of each case")
@@ -289,6 +295,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--outputs", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def prepare_random(size: str, folder: Path) -> tuple[Any, Any, str]:
+    """Writes an encoder of a named size, its weights drawn at random, with XLM-R's vocabulary."""
+    from flax import nnx
+
+    from dlm_jax.checkpoints.huggingface import export_folder
+    from dlm_jax.data.vocabularies import load_vocabulary
+    from dlm_jax.models.config import SIZES
+    from dlm_jax.models.encoder import Encoder, parameters
+
+    config = SIZES[size]
+    vocabulary = load_vocabulary(Path(os.environ["DLM_MODELS_DIR"]) / "xlmr")
+    export_folder(config, parameters(Encoder(config, rngs=nnx.Rngs(0))), vocabulary, folder)
+    return config, vocabulary, f"random weights in the shape {size}"
 
 
 def prepare_model(source: str | None, folder: Path) -> tuple[Any, Any, str]:
@@ -316,7 +337,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        config, vocabulary, source = prepare_model(arguments.model, folder / "model")
+        if arguments.random_shape:
+            prepared = prepare_random(arguments.random_shape, folder / "model")
+        else:
+            prepared = prepare_model(arguments.model, folder / "model")
+        config, vocabulary, source = prepared
         cases = {
             case: batches_of(
                 case, vocabulary, int(arguments.batches), arguments.rows, config.max_length

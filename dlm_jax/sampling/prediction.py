@@ -100,12 +100,12 @@ def _features_by_blocks(
     # The extra row stands in for the unfilled places of a last block. Were it clipped to the last
     # real row instead, the one block of a single row would depend on nothing in its loop, and XLA
     # would lift the encoder out of the loops of all the widths that have no rows.
-    inputs = tuple(jnp.pad(part, ((0, 1), (0, 0))) for part in inputs)
+    padded = tuple(jnp.pad(part, ((0, 1), (0, 0))) for part in inputs)
     features = jnp.zeros((batch + 1, length, struct.shape[-1]), struct.dtype)
     previous = -1
     for width in tiling.widths(length):
         members = needed & (occupied > previous) & (occupied <= width)
-        features = _run_blocks(denoiser, inputs, features, members, tiling.rows(width), width)
+        features = _run_blocks(denoiser, padded, features, members, tiling.rows(width), width)
         previous = width
     return features[:batch]
 
