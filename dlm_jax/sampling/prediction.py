@@ -6,6 +6,7 @@ whole canvas.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple, Protocol
 
 import jax
@@ -157,16 +158,16 @@ def _predict_lanes(
       Prediction of [lanes, places].
     """
     lanes, places = wanted.shape
-    size = max(1, tiling.head_positions // lanes)
+    *full_sizes, last_size = (max(1, size // lanes) for size in tiling.head_pieces)
     counts = wanted.sum(axis=-1)
     order = jnp.argsort(~wanted, axis=-1, stable=True).astype(jnp.int32)
     # Unfilled slots point past the end: gathers clip them, scatters drop them.
     order = jnp.where(jnp.arange(places) < counts[:, None], order, places)
-    order = jnp.pad(order, ((0, 0), (0, size)), constant_values=places)
+    order = jnp.pad(order, ((0, 0), (0, last_size)), constant_values=places)
     lane = jnp.arange(lanes)[:, None]
 
-    def piece(number: jax.Array, result: Prediction) -> Prediction:
-        slots = jax.lax.dynamic_slice_in_dim(order, number * size, size, axis=1)
+    def piece(number: jax.Array, result: Prediction, start: jax.Array, size: int) -> Prediction:
+        slots = jax.lax.dynamic_slice_in_dim(order, start + number * size, size, axis=1)
         readable = jnp.minimum(slots, places - 1)
         chosen = jnp.take_along_axis(features, readable[..., None], axis=1)
         logits = forbidden.ban(denoiser.logits(chosen))
@@ -178,4 +179,11 @@ def _predict_lanes(
         )
 
     nothing = Prediction(jnp.zeros(wanted.shape, jnp.int32), jnp.zeros(wanted.shape, jnp.float32))
-    return jax.lax.fori_loop(0, -(-counts.max() // size), piece, nothing)
+    result, start, left = nothing, jnp.int32(0), counts.max()
+    for size in full_sizes:
+        if size <= places:
+            run = functools.partial(piece, start=start, size=size)
+            result = jax.lax.fori_loop(0, left // size, run, result)
+            start, left = start + left // size * size, left % size
+    run = functools.partial(piece, start=start, size=last_size)
+    return jax.lax.fori_loop(0, -(-left // last_size), run, result)

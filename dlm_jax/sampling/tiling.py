@@ -22,12 +22,15 @@ class Tiling:
         rest of the batch: matrix libraries choose their order of summation by shape (with XLA on
         x86, the last bits change with the number of rows and with the padding). None runs the
         whole batch at once, which accelerators and sharded batches need.
-      head_positions: the head runs on this many positions at a time, so that never more than
-        [head_positions, vocab] logits exist.
+      head_pieces: positions that the head runs on at a time, descending, so that never more than
+        [head_pieces[0], vocab] logits exist: as many pieces of each size as are full, the last size
+        for the rest. A product with the table reads it once a piece. XLA's CPU kernels give a
+        position the same bits in a piece of 64 positions or more, whichever its size; smaller
+        ones they sum in another order.
     """
 
     block_tokens: int | None = 256
-    head_positions: int = 64
+    head_pieces: tuple[int, ...] = (256, 64)
 
     def widths(self, length: int) -> tuple[int, ...]:
         """Widths of blocks for a canvas of `length` tokens, ascending, the last one is `length`."""
@@ -46,4 +49,4 @@ def default_tiling() -> Tiling:
     mesh = jax.sharding.get_abstract_mesh()
     if jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1):
         return Tiling()
-    return Tiling(block_tokens=None, head_positions=512)
+    return Tiling(block_tokens=None, head_pieces=(512,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.encoder import abstract_parameters, from_parameters
 from dlm_jax.sampling import Policy, generate, response_canvas
-from dlm_jax.sampling.prediction import Forbidden, predict
+from dlm_jax.sampling.prediction import Forbidden, _predict_lanes, predict
 from dlm_jax.sampling.tiling import Tiling
 from dlm_jax.sampling.token_rules import Argmax
 
@@ -109,7 +111,7 @@ def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, referenc
     logits[..., vocabulary.mask_id] = -np.inf
     expected = reference.log_softmax(logits)
     words = (jnp.zeros(canvas.shape, jnp.uint32),) * 2
-    for tiling in (Tiling(128, 7), Tiling(None, 40)):
+    for tiling in (Tiling(128, (7,)), Tiling(128, (20, 3)), Tiling(None, (40,))):
         tokens_found, log_probs = jax.jit(predict, static_argnums=(4, 6, 7))(
             encoder, canvas, tokens, wanted, Argmax(), words, Forbidden(29, None), tiling
         )
@@ -117,6 +119,33 @@ def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, referenc
         np.testing.assert_array_equal(tokens_found[chosen], expected.argmax(-1)[chosen])
         np.testing.assert_allclose(log_probs[chosen], expected.max(-1)[chosen], rtol=2e-5)
         assert (np.asarray(log_probs)[~chosen] == 0).all()
+
+
+def test_the_head_gives_a_position_the_same_bits_in_pieces_of_any_size(vocabulary):
+    # What lets a large batch use large pieces while a row alone uses small ones.
+    features = jax.random.normal(jax.random.key(1), (1, 600, 96))
+    table = jax.random.normal(jax.random.key(2), (3001, 96))
+
+    class Head(NamedTuple):
+        table: jax.Array
+
+        def logits(self, features: jax.Array) -> jax.Array:
+            return jnp.einsum("...e,ve->...v", features, self.table)
+
+    words = (jnp.zeros((1, 600), jnp.uint32),) * 2
+    run = jax.jit(_predict_lanes, static_argnums=(3, 5, 6))
+    rule, forbidden = Argmax(), Forbidden(29, None)
+
+    def predicted(count: int, pieces: tuple[int, ...]) -> list[np.ndarray]:
+        wanted = jnp.arange(600)[None] < count
+        result = run(Head(table), features, wanted, rule, words, forbidden, Tiling(None, pieces))
+        return [np.asarray(part)[0, :count] for part in result]
+
+    tokens, log_probs = predicted(600, (512,))
+    for count, pieces in ((600, (256, 64)), (600, (64,)), (130, (256, 64)), (5, (256, 64))):
+        fewer = predicted(count, pieces)
+        np.testing.assert_array_equal(fewer[0], tokens[:count])
+        np.testing.assert_array_equal(fewer[1], log_probs[:count])
 
 
 def test_blocks_cover_the_canvas_and_stay_small():
