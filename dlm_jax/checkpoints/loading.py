@@ -1,4 +1,5 @@
-"""One way to read a model: from a run folder, one of its checkpoints, or a Hugging Face folder."""
+"""One way to read a model, from a run folder, one of its checkpoints, or a Hugging Face folder; and
+to make a run folder of one."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dlm_jax.checkpoints import huggingface, sources
-from dlm_jax.checkpoints.manager import CheckpointManager
+from dlm_jax.checkpoints.manager import CheckpointConfig, CheckpointManager
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 from dlm_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dlm_jax.errors import UserError
@@ -58,6 +60,19 @@ def load_model(
     if step is not None:
         raise UserError(f"step {step} was asked for, but {source} is not a run folder")
     return _from_hugging_face(str(source), vocabulary, seed)
+
+
+def save_model(model: LoadedModel, run_dir: str | Path) -> None:
+    """Makes a run folder whose checkpoint of step 0 holds the weights.
+
+    It has no optimizer state: a run begins from it (`train.initial_checkpoint`), and cannot resume.
+    """
+    folder = RunFolder(run_dir)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    manager = CheckpointManager(folder.checkpoints, CheckpointConfig())
+    manager.save(0, model.parameters, {"step": np.zeros((), np.int32)}, {})
+    manager.close()
+    folder.describe(model.description, model.vocabulary)
 
 
 def _from_run(folder: RunFolder, step: int | None) -> LoadedModel:

@@ -47,21 +47,17 @@ def import_weights(
     Raises:
         UserError: the folder holds a run, or the source cannot be read; then nothing is written.
     """
-    import numpy as np
+    from dlm_jax.checkpoints.loading import load_model, save_model
 
-    from dlm_jax.checkpoints.loading import load_model
-    from dlm_jax.checkpoints.manager import CheckpointConfig, CheckpointManager
+    check_new(run_dir)
+    loaded = load_model(source, vocabulary=vocabulary, seed=seed)
+    save_model(loaded, run_dir)
+    return loaded
+
+
+def check_new(run_dir: str | Path) -> None:
+    """Raises `UserError` where a run folder is to be made and one is already there."""
     from dlm_jax.checkpoints.run_folder import RunFolder
 
-    folder = RunFolder(run_dir)
-    if folder.is_run:
+    if RunFolder(run_dir).is_run:
         raise UserError(f"--run_dir={run_dir} already holds a run: name a new folder")
-    loaded = load_model(source, vocabulary=vocabulary, seed=seed)
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    manager = CheckpointManager(folder.checkpoints, CheckpointConfig())
-    # No optimizer state: a run begins from these weights (`train.initial_checkpoint`), and cannot
-    # resume from them.
-    manager.save(0, loaded.parameters, {"step": np.zeros((), np.int32)}, {})
-    manager.close()
-    folder.describe(loaded.description, loaded.vocabulary)
-    return loaded

@@ -128,6 +128,9 @@ class SentencePieceVocabulary(Vocabulary):
       file: the `.model` file.
       mask_id: id of <mask>; by default one past the last piece.
 
+    Attributes:
+      content: the serialised model.
+
     Raises:
       UserError: the file is missing or is no SentencePiece model, or `mask_id` is a piece.
     """
@@ -135,17 +138,27 @@ class SentencePieceVocabulary(Vocabulary):
     kind = "sentencepiece"
 
     def __init__(self, file: str | os.PathLike[str], mask_id: int | None = None):
+        self._load(_read_file(Path(file)), str(file), mask_id)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, origin: str) -> SentencePieceVocabulary:
+        """Reads a serialised model; `origin` is its name in error messages."""
+        vocabulary = cls.__new__(cls)
+        vocabulary._load(content, origin, None)
+        return vocabulary
+
+    def _load(self, content: bytes, origin: str, mask_id: int | None) -> None:
         import sentencepiece
 
-        self._content = _read_file(Path(file))
+        self.content = content
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(self._content)
+            self._processor.LoadFromSerializedProto(content)
         except RuntimeError as error:
-            raise UserError(f"{file} is not a SentencePiece model.") from error
+            raise UserError(f"{origin} is not a SentencePiece model.") from error
         pieces = len(self._processor)
         if mask_id is not None and mask_id <= pieces:
-            raise UserError(f"mask_id={mask_id} must come after the {pieces} pieces of {file}.")
+            raise UserError(f"mask_id={mask_id} must come after the {pieces} pieces of {origin}.")
         self._use_fairseq_layout((mask_id if mask_id is not None else pieces + 1) + 1)
         self._renumbered = {self._processor.unk_id(): self.unk_id}
         for token, own in (
@@ -183,7 +196,7 @@ class SentencePieceVocabulary(Vocabulary):
         return {"mask_id": self.mask_id}
 
     def _files(self) -> dict[str, bytes]:
-        return {_SENTENCEPIECE_FILES[0]: self._content}
+        return {_SENTENCEPIECE_FILES[0]: self.content}
 
 
 class TokenizersVocabulary(Vocabulary):
@@ -195,6 +208,9 @@ class TokenizersVocabulary(Vocabulary):
 
     Args:
       file: a `tokenizer.json`.
+
+    Attributes:
+      content: the text of the file.
 
     Raises:
       UserError: the file is missing or is no tokenizer, or lacks one of the special tokens.
@@ -224,8 +240,13 @@ class TokenizersVocabulary(Vocabulary):
         tokenizer.decoder = tokenizers.decoders.WordPiece()
         names = [name for role in _ROLES.values() for name in role if name in vocab]
         tokenizer.add_special_tokens(names)
+        return cls.from_bytes(tokenizer.to_str().encode(), str(file))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, origin: str) -> TokenizersVocabulary:
+        """Reads the text of a `tokenizer.json`; `origin` is its name in error messages."""
         vocabulary = cls.__new__(cls)
-        vocabulary._load(tokenizer.to_str().encode(), str(file))
+        vocabulary._load(content, origin)
         return vocabulary
 
     def _load(self, content: bytes, origin: str) -> None:
@@ -238,7 +259,7 @@ class TokenizersVocabulary(Vocabulary):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        self._content, self._tokenizer = content, tokenizer
+        self.content, self._tokenizer = content, tokenizer
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(vocab.values()) + 1
         for role, names in _ROLES.items():
@@ -260,7 +281,7 @@ class TokenizersVocabulary(Vocabulary):
 
     def __getstate__(self) -> dict[str, Any]:
         # The library's own pickle forgets `encode_special_tokens`.
-        return {"content": self._content}
+        return {"content": self.content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._load(state["content"], "pickled vocabulary")
@@ -281,7 +302,7 @@ class TokenizersVocabulary(Vocabulary):
         return {}
 
     def _files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._content}
+        return {"tokenizer.json": self.content}
 
 
 class CharacterVocabulary(Vocabulary):

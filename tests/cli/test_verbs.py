@@ -7,9 +7,11 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from flax import nnx
 
+import dlm_jax
 from dlm_jax import cli
 from dlm_jax.checkpoints.huggingface import export_folder
 from dlm_jax.data.vocabularies import CharacterVocabulary
@@ -56,6 +58,33 @@ def test_import_inspect_export_bring_the_same_weights_back(folder, tmp_path, cap
         2,
         f"dlm: error: --run_dir={imported} already holds a run: name a new folder\n",
     )
+
+
+def test_a_pruned_model_gives_the_pieces_that_stay_their_old_logits(folder, tmp_path, capsys):
+    text = tmp_path / "corpus.txt"
+    text.write_text("a cab\nbad ace\n", encoding="utf-8")
+    command = ["prune", folder, f"--run_dir={tmp_path / 'small'}", f"--text={text}"]
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
+    assert out.startswith("11 of 32 token rows and ")
+    big, small = dlm_jax.load(folder), dlm_jax.load(tmp_path / "small")
+    assert small.vocabulary.alphabet == "abcde "
+    assert small.denoiser.config.vocab_size == small.vocabulary.size == 11
+
+    def logits(model):
+        ids = [model.vocabulary.bos_id, *model.vocabulary.encode("bad c"), model.vocabulary.mask_id]
+        return np.asarray(model.logits([ids]))[0]
+
+    kept = [0, 1, 2, 3, *big.vocabulary.encode("abcde "), big.vocabulary.mask_id]
+    np.testing.assert_allclose(logits(small), logits(big)[:, kept], atol=1e-5)
+    code, _, err = run(capsys, *command)
+    assert (code, err.count("already holds a run")) == (2, 1)
+    code, _, err = run(capsys, "prune", folder, f"--run_dir={tmp_path / 'other'}")
+    assert (code, err) == (2, "dlm: error: dlm prune needs a corpus: --task=NAME or --text=FILE\n")
+    missing = ["prune", folder, f"--run_dir={tmp_path / 'other'}", f"--text={tmp_path / 'none'}"]
+    code, _, err = run(capsys, *missing)
+    assert (code, err.strip().endswith("cannot be read: No such file or directory")) == (2, True)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("verb", ["import", "inspect"])

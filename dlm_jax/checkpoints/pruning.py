@@ -1,0 +1,55 @@
+"""Models whose table of token rows is cut to a pruned vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlm_jax.checkpoints.loading import LoadedModel
+from dlm_jax.data.pruning import prune_vocabulary
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.models.encoder import Parameters
+
+
+def prune_model(
+    model: LoadedModel, counts: NDArray[np.int64], minimum_count: int = 1
+) -> LoadedModel:
+    """Cuts a model and its vocabulary to the pieces that occur.
+
+    The logits of the pieces that stay are what they were for the same text.
+
+    Args:
+        model: the model; its arrays are not changed.
+        counts: int64 [vocabulary size], how often each id occurs, as `count_ids` gives it.
+        minimum_count: pieces that occur less often go.
+
+    Raises:
+        UserError: no piece would be left, or the vocabulary is of a kind that cannot be pruned.
+    """
+    pruned = prune_vocabulary(model.vocabulary, counts, minimum_count)
+    description = model.description
+    config = dataclasses.replace(
+        description.config,
+        vocab_size=pruned.vocabulary.size,
+        pad_id=pruned.vocabulary.pad_id,
+    )
+    origin = f"{description.origin}, cut to {pruned.vocabulary.size} pieces"
+    return dataclasses.replace(
+        model,
+        description=dataclasses.replace(description, config=config, origin=origin),
+        vocabulary=pruned.vocabulary,
+        parameters=_take_rows(config, model.parameters, pruned.old_ids),
+    )
+
+
+def _take_rows(
+    config: EncoderConfig, parameters: Parameters, rows: NDArray[np.int64]
+) -> Parameters:
+    embeddings, head = dict(parameters["embeddings"]), dict(parameters["head"])
+    embeddings["token"] = {"embedding": embeddings["token"]["embedding"][rows]}
+    head["bias"] = head["bias"][rows]
+    if not config.tie_embeddings:
+        head["decoder"] = {"kernel": head["decoder"]["kernel"][rows]}
+    return {**parameters, "embeddings": embeddings, "head": head}
