@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 # Functions that a command calls; the same gin files may bind several of them.
-ENTRIES = ("train", "evaluate")
+ENTRIES = ("train", "evaluate", "sweep")
 
 CONFIGURABLES = {
     "train": "dlm_jax.training.train:train",
     "evaluate": "dlm_jax.evaluation.evaluate:evaluate",
+    "sweep": "dlm_jax.evaluation.sweep:Sweep",
     # Models.
     "EncoderConfig": "dlm_jax.models.config:EncoderConfig",
     # Objectives and their parts.
@@ -23,6 +24,7 @@ CONFIGURABLES = {
     "AdamW": "dlm_jax.training.optimizers:AdamW",
     "CheckpointConfig": "dlm_jax.checkpoints.manager:CheckpointConfig",
     "MeshConfig": "dlm_jax.parallel.mesh:MeshConfig",
+    "ShardingRules": "dlm_jax.parallel.rules:ShardingRules",
     "Truncation": "dlm_jax.data.table:Truncation",
     # Sampling and evaluation.
     "Policy": "dlm_jax.sampling.policy:Policy",

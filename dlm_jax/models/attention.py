@@ -11,6 +11,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax.models.dropout import keep_mask, kept_scale
+from dlm_jax.models.fused_attention import dot_product_attention, fits_splash, splash_attention
 
 # Finite, so that a row whose every score is masked gives no NaN.
 _MASKED = -1e30
@@ -24,6 +25,7 @@ def attention(
     *,
     dropout_rate: float = 0.0,
     dropout_seed: jax.Array | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
     """Multi-head attention within segments.
 
@@ -32,16 +34,55 @@ def attention(
         segment_ids: int32 [batch, length]; tokens see each other where these are equal.
         dropout_rate: probability of dropping an attention probability.
         dropout_seed: uint32 [2], or None for no dropout.
+        implementation: a name of `models.config.ATTENTIONS`; 'auto' is `chosen_implementation`.
 
     Returns:
         [batch, length, heads, kv] in the dtype of `qkv`.
+
+    Raises:
+        UserError: when 'splash' is asked for and the length is not a multiple of 128.
+        ValueError: when a fused kernel is asked for together with dropout.
     """
     if dropout_seed is None or dropout_rate == 0.0:
         dropout_seed, dropout_rate = jnp.zeros((2,), jnp.uint32), 0.0
+    if implementation == "auto":
+        implementation = chosen_implementation(qkv.shape[1], dropout=dropout_rate > 0)
+    if implementation != "xla":
+        if dropout_rate:
+            raise ValueError(f"implementation={implementation!r} has no dropout.")
+        kernel = splash_attention if implementation == "splash" else dot_product_attention
+        return checkpoint_name(kernel(qkv, segment_ids), "attention_context")
     mesh = jax.sharding.get_abstract_mesh()
-    if jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1):
+    if _platform() == "cpu" and (mesh.empty or mesh.size == 1):
         return blockwise_attention(qkv, segment_ids, dropout_seed, dropout_rate)
     return dense_attention(qkv, segment_ids, dropout_seed, dropout_rate)
+
+
+def chosen_implementation(length: int, *, dropout: bool) -> str:
+    """What 'auto' stands for on the platform that is compiled for.
+
+    That platform is the one of the devices of `jax.set_mesh`, also when they are only described and
+    the program is compiled ahead of time; without a mesh, JAX's default backend. Fused kernels have
+    no dropout, so where attention probabilities are dropped, it is XLA on every platform.
+
+    Args:
+        length: tokens in a row; the TPU kernel takes multiples of 128.
+        dropout: whether attention probabilities are dropped.
+
+    Returns:
+        'splash' on TPUs, 'dot_product' on GPUs, else 'xla'.
+    """
+    if dropout:
+        return "xla"
+    platform = _platform()
+    if platform == "tpu" and fits_splash(length):
+        return "splash"
+    return "dot_product" if platform in ("gpu", "cuda", "rocm") else "xla"
+
+
+def _platform() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def dense_attention(

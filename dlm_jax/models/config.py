@@ -12,7 +12,18 @@ FAMILIES = ("bert", "roberta", "xlm-roberta", "xlm-roberta-xl")
 NORM_PLACEMENTS = ("post", "pre")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "minimal", "full")
+REMAT_POLICIES = ("none", "minimal", "dots", "full")
+# Values of a layer that a remat policy can keep by name: the outputs of the products with weights,
+# and what attention's backward pass starts from.
+LAYER_VALUES = (
+    "qkv",
+    "attention_context",
+    "attention_normaliser",
+    "attention_out",
+    "mlp_up",
+    "mlp_down",
+)
+ATTENTIONS = ("auto", "xla", "splash", "dot_product")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +50,12 @@ class EncoderConfig:
         dtype: dtype of activations and matrix products, 'float32' or 'bfloat16'; parameters,
             norms, softmax, logits and losses are always float32.
         remat_policy: what the backward pass keeps of each layer: 'none' keeps all it needs,
-            'minimal' the outputs of the products with weights, 'full' only the layer's input.
+            'minimal' the outputs of the products with weights and of attention, 'dots' the former
+            alone, 'full' only the layer's input; or a list of names of `LAYER_VALUES` to keep.
+        attention: 'xla', 'splash' (TPU kernel, rows of a multiple of 128 tokens), 'dot_product'
+            (JAX's own, cuDNN on GPUs) or 'auto', the fused kernel of the platform that is compiled
+            for. Fused kernels have no dropout: with `attention_dropout_rate` above 0, training
+            under 'auto' uses XLA.
         scan_unroll: layers in one iteration of the layer loop; `num_layers` leaves no loop, which
             is faster on CPUs and takes longer to compile.
         family: Hugging Face family whose names and defaults the weights follow.
@@ -64,7 +80,8 @@ class EncoderConfig:
     tie_embeddings: bool = True
     pad_id: int = 1
     dtype: str = "float32"
-    remat_policy: str = "none"
+    remat_policy: str | tuple[str, ...] = "none"
+    attention: str = "auto"
     scan_unroll: int = 1
     family: str = "xlm-roberta"
 
@@ -101,7 +118,13 @@ class EncoderConfig:
         self._require_name("norm_placement", NORM_PLACEMENTS)
         self._require_name("activation", ACTIVATIONS)
         self._require_name("dtype", COMPUTE_DTYPES)
-        self._require_name("remat_policy", REMAT_POLICIES)
+        self._require_name("attention", ATTENTIONS)
+        if self.attention in ("splash", "dot_product") and self.attention_dropout_rate:
+            raise UserError(
+                f"EncoderConfig.attention={self.attention!r} has no dropout, but "
+                f"attention_dropout_rate={self.attention_dropout_rate!r} is not 0."
+            )
+        self._check_remat_policy()
         self._require_name("family", FAMILIES)
 
     def _require_integer(self, name: str, minimum: int) -> None:
@@ -118,6 +141,19 @@ class EncoderConfig:
                 f"EncoderConfig.{name}={value!r} is none of {', '.join(known)}"
                 f"{nearest(str(value), known)}."
             )
+
+    def _check_remat_policy(self) -> None:
+        if isinstance(self.remat_policy, str):
+            self._require_name("remat_policy", REMAT_POLICIES)
+            return
+        for name in self.remat_policy:
+            if name not in LAYER_VALUES:
+                raise UserError(
+                    f"EncoderConfig.remat_policy names {name!r}, which is none of "
+                    f"{', '.join(LAYER_VALUES)}{nearest(str(name), LAYER_VALUES)}."
+                )
+        # A list, as gin and JSON write it, would make the config unhashable.
+        object.__setattr__(self, "remat_policy", tuple(self.remat_policy))
 
     @property
     def head_dim(self) -> int:

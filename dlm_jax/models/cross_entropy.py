@@ -4,6 +4,8 @@ Only the selected positions are projected: they are compacted to the front, and 
 count is their number visits them a chunk at a time. So the cost follows the noise, the shapes are
 static, and nothing can overflow. The gradients are computed in the same loop, while the chunk's
 logits are at hand; the backward pass only scales them.
+
+Under a mesh of several devices `sharded_cross_entropy` does the same with the table split by rows.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dlm_jax.models.sharded_cross_entropy import sharded_cross_entropy
+from dlm_jax.models.vocabulary_shards import vocabulary_shards
 
 # Unless the caller says how many positions a chunk holds: as many as make so many bytes of float32
 # logits (a buffer that fits the caches wastes less on the last, half-filled chunk), but enough that
@@ -46,8 +51,9 @@ def linear_cross_entropy(
         smoothing_weight: float32 [positions].
         selected: bool [positions], the positions to project; by default those where one of the
             weights is not 0. A position that is not selected counts for nothing.
-        chunk: positions projected at a time; by default as many as 32 MiB of logits hold, and at
-            least 256.
+        chunk: positions projected at a time; by default as many as 32 MiB of logits hold (128 MiB
+            on each device of a mesh), and at least 256. Under a mesh it counts the positions of all
+            devices that split the vocabulary and hold different positions.
 
     Returns:
         loss_sum, a float32 scalar in nats, differentiable with respect to `hidden`, `table` and
@@ -58,14 +64,17 @@ def linear_cross_entropy(
         ValueError: when `chunk` is not positive.
     """
     positions = hidden.shape[0]
-    if chunk is None:
-        chunk = max(_MIN_CHUNK, _CHUNK_BYTES // (4 * table.shape[0]))
-    if chunk < 1:
+    if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} is not a positive number of positions.")
     if selected is None:
         selected = (weight != 0) | (smoothing_weight != 0)
-    chunk = min(chunk, max(1, positions))
     rows = (targets, jax.lax.stop_gradient(weight), jax.lax.stop_gradient(smoothing_weight))
+    shards = vocabulary_shards()
+    if shards is not None:
+        return sharded_cross_entropy(hidden, table, bias, rows, selected, chunk, shards)
+    if chunk is None:
+        chunk = max(_MIN_CHUNK, _CHUNK_BYTES // (4 * table.shape[0]))
+    chunk = min(chunk, max(1, positions))
     return _linear_cross_entropy(hidden, table, bias, rows, selected, chunk)
 
 

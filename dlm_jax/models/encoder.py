@@ -57,6 +57,7 @@ class Attention(nnx.Module):
         )
         self.out = Linear(stack, heads, (config.embed_dim,), ("heads", "kv"), ("embed",))
         self._dropout_rate = config.attention_dropout_rate
+        self._implementation = config.attention
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, dropout_seed: jax.Array | None
@@ -65,7 +66,11 @@ class Attention(nnx.Module):
         qkv = checkpoint_name(self.qkv(x), "qkv")
         qkv = constrain(qkv, ("batch", "length", None, "heads", "kv"))
         context = attention(
-            qkv, segment_ids, dropout_rate=self._dropout_rate, dropout_seed=dropout_seed
+            qkv,
+            segment_ids,
+            dropout_rate=self._dropout_rate,
+            dropout_seed=dropout_seed,
+            implementation=self._implementation,
         )
         context = constrain(context, ("batch", "length", "heads", "kv"))
         return checkpoint_name(self.out(context), "attention_out")

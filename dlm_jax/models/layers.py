@@ -9,6 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dlm_jax.models.sharded_lookup import sharded_lookup
+from dlm_jax.models.vocabulary_shards import vocabulary_shards
+from dlm_jax.parallel.rules import constrain
+
 Initializer = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
 # Standard deviation of BERT's and RoBERTa's initial matrices (Devlin et al. 2019, appendix A.2).
@@ -119,13 +123,21 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class Embedding(nnx.Module):
-    """A table of rows [size, embed]."""
+    """A table of rows [size, embed]; one that is split by rows over a mesh is never gathered."""
 
     def __init__(self, stack: Stack, size: int, embed_dim: int, axis: str | None) -> None:
         self.embedding = stack.parameter(
             nnx.initializers.normal(INITIAL_STDDEV), (size, embed_dim), (axis, "embed")
         )
+        self._axis = axis
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Rows [..., embed] of int32 ids [...]."""
-        return self.embedding[...][ids]
+        table = self.embedding[...]
+        if self._axis != "vocab":
+            # Small: gathered on purpose, or the looked-up rows would lie split as the table does.
+            return constrain(table, (self._axis, "embed"))[ids]
+        shards = vocabulary_shards()
+        if shards is None:
+            return table[ids]
+        return sharded_lookup(table, ids.reshape(-1), shards).reshape(*ids.shape, -1)

@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import jax
 
+from dlm_jax.models.config import LAYER_VALUES
+
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 
-# The outputs of the products with weights, and what attention's backward pass starts from.
-MINIMAL_NAMES = (
-    "qkv",
-    "attention_context",
-    "attention_normaliser",
-    "attention_out",
-    "mlp_up",
-    "mlp_down",
-)
 
-
-def rematerialised(function: Callable[Inputs, Output], policy: str) -> Callable[Inputs, Output]:
+def rematerialised(
+    function: Callable[Inputs, Output], policy: str | Sequence[str]
+) -> Callable[Inputs, Output]:
     """Wraps the body of a layer scan so that its backward pass keeps what `policy` names.
 
     Args:
         function: body of `jax.lax.scan`.
-        policy: 'none' keeps everything, 'minimal' the values of `MINIMAL_NAMES`, 'full' only the
-            inputs of the body.
+        policy: 'none' keeps everything, 'minimal' the values of `LAYER_VALUES`, 'dots' the outputs
+            of the products with weights, whatever their names (attention is computed again), 'full'
+            only the inputs of the body; a list of names keeps these values.
 
     Raises:
         ValueError: when `policy` is none of these.
     """
-    if policy == "none":
+    policies = jax.checkpoint_policies
+    if not isinstance(policy, str):
+        saveable = policies.save_only_these_names(*policy)
+    elif policy == "none":
         return function
-    if policy == "full":
-        saveable = jax.checkpoint_policies.nothing_saveable
+    elif policy == "full":
+        saveable = policies.nothing_saveable
     elif policy == "minimal":
-        saveable = jax.checkpoint_policies.save_only_these_names(*MINIMAL_NAMES)
+        saveable = policies.save_only_these_names(*LAYER_VALUES)
+    elif policy == "dots":
+        saveable = policies.dots_with_no_batch_dims_saveable
     else:
         raise ValueError(f"Unknown remat policy {policy!r}.")
     # Inside a scan the loop itself keeps recomputation and forward pass apart.

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from dlm_jax.errors import UserError, nearest
+from dlm_jax.training.lean_adam import scale_by_lean_adam
 
 SCHEDULES = ("constant", "inverse_sqrt", "cosine", "linear")
+FIRST_MOMENTS = ("float32", "bfloat16")
+SECOND_MOMENTS = ("full", "factored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,10 @@ class AdamW:
         b2: decay of the second moment.
         epsilon: added to the root of the second moment.
         max_grad_norm: global norm to which gradients are clipped; 0 turns it off.
+        first_moment: dtype in which the first moment is kept, 'float32' or 'bfloat16'.
+        second_moment: 'full', a number for each parameter, or 'factored', one for each row and each
+            column of a matrix (as in Adafactor). With both settings at their leanest the state
+            takes 2 bytes a parameter instead of 8; see `scale_by_lean_adam`.
     """
 
     learning_rate: float = 5e-5
@@ -43,6 +50,8 @@ class AdamW:
     b2: float = 0.98
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    first_moment: Literal["float32", "bfloat16"] = "float32"
+    second_moment: Literal["full", "factored"] = "full"
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -50,6 +59,13 @@ class AdamW:
                 f"AdamW.schedule is {self.schedule!r}{nearest(self.schedule, SCHEDULES)}; "
                 f"it can be {', '.join(SCHEDULES)}"
             )
+        for name, known in (("first_moment", FIRST_MOMENTS), ("second_moment", SECOND_MOMENTS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(
+                    f"AdamW.{name} is {value!r}{nearest(str(value), known)}; "
+                    f"it can be {', '.join(known)}"
+                )
         if self.decay not in ("all", "matrices"):
             raise UserError(f"AdamW.decay must be 'all' or 'matrices', not {self.decay!r}")
         if self.learning_rate <= 0:
@@ -87,14 +103,28 @@ class AdamW:
         mask = None
         if self.decay == "matrices":
             mask = _is_matrix
-        adam = optax.adamw(
-            self.learning_rates(total_steps),
-            b1=self.b1,
-            b2=self.b2,
-            eps=self.epsilon,
-            weight_decay=self.weight_decay,
-            mask=mask,
-        )
+        rates = self.learning_rates(total_steps)
+        if (self.first_moment, self.second_moment) == ("float32", "full"):
+            adam = optax.adamw(
+                rates,
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.epsilon,
+                weight_decay=self.weight_decay,
+                mask=mask,
+            )
+        else:
+            adam = optax.chain(
+                scale_by_lean_adam(
+                    self.b1,
+                    self.b2,
+                    self.epsilon,
+                    mu_dtype=self.first_moment,
+                    factored=self.second_moment == "factored",
+                ),
+                optax.add_decayed_weights(self.weight_decay, mask),
+                optax.scale_by_learning_rate(rates),
+            )
         if not self.max_grad_norm:
             return adam
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), adam)

@@ -8,6 +8,7 @@ from dlm_jax.diffusion.objectives import Noised
 from dlm_jax.diffusion.scores import Scores
 from dlm_jax.models.cross_entropy import linear_cross_entropy
 from dlm_jax.models.encoder import Encoder
+from dlm_jax.parallel.rules import constrain
 
 
 def score(
@@ -28,6 +29,8 @@ def score(
     Returns:
         The weighted sum of losses (differentiable), and [rows, length] losses and hits per token.
     """
+    # Pairs of draws are concatenated: under a mesh their rows have to be spread again.
+    noised = jax.tree.map(lambda x: constrain(x, ("batch", "length")) if x.ndim == 2 else x, noised)
     features = denoiser.features(
         noised.tokens, noised.positions, noised.segment_ids, dropout_key=dropout_key
     )

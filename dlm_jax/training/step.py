@@ -11,6 +11,7 @@ import optax
 
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.rules import constrain
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.scoring import score
 from dlm_jax.training.state import TrainState
@@ -74,9 +75,7 @@ def make_train_step(
         if accumulation == 1:
             (_, (metrics, time_state)), gradients = gradients_of(parameters, batch, key, time_state)
             return gradients, metrics, time_state
-        micro_batches = jax.tree.map(
-            lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]), batch
-        )
+        micro_batches = jax.tree.map(lambda x: _cut(x, accumulation), batch)
 
         def body(carry: Any, inputs: Any) -> tuple[Any, None]:
             sums, time_state = carry
@@ -121,3 +120,13 @@ def make_train_step(
         return new_state, {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
 
     return step
+
+
+def _cut(x: jax.Array, accumulation: int) -> jax.Array:
+    """[accumulation, rows / accumulation, length]: every so many-th row of x [rows, length].
+
+    Neighbouring rows go to different micro-batches, so that each is spread over all devices of a
+    mesh without moving a row.
+    """
+    micro_batches = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(micro_batches, (None, "batch", "length"))

@@ -186,7 +186,7 @@ def test_a_row_does_not_depend_on_the_other_rows() -> None:
 
 
 @functools.cache
-def gradient(policy: str) -> tuple[dict, int]:
+def gradient(policy: str | tuple[str, ...]) -> tuple[dict, int]:
     """Gradients under dropout, and the bytes that the program needs beside them."""
     # Many layers, so that their residuals make up the memory. The policy is no part of the tree.
     config = dataclasses.replace(POST, num_layers=8, remat_policy=policy)
@@ -203,16 +203,17 @@ def gradient(policy: str) -> tuple[dict, int]:
     return step(tree), step.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("policy", ["minimal", "full"])
-def test_rematerialisation_changes_no_gradient(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["minimal", "dots", ("qkv", "attention_out"), "full"])
+def test_rematerialisation_changes_no_gradient(policy: str | tuple[str, ...]) -> None:
     kept, again = gradient("none")[0], gradient(policy)[0]
     for one, other in zip(jax.tree.leaves(kept), jax.tree.leaves(again)):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_less_memory_is_needed_the_stricter_the_policy() -> None:
-    none, minimal, full = (gradient(policy)[1] for policy in ("none", "minimal", "full"))
-    assert full < minimal < none
+    policies = ("none", "minimal", "dots", ("qkv", "attention_out"), "full")
+    none, minimal, dots, named, full = (gradient(policy)[1] for policy in policies)
+    assert full < named < dots < minimal < none
 
 
 @pytest.mark.parametrize("unroll", [2, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -33,10 +34,50 @@ def test_sizes_that_do_not_fit_are_a_sentence(config, devices) -> None:
         config.shape(devices)
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 0}, {"tensor": -2}, {"data": 1.5}, {"fsdp": -1}])
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 0}, {"tensor": -2}, {"data": 1.5}, {"fsdp": -1}, {"dcn_data": -1}]
+)
 def test_impossible_sizes_are_refused(sizes) -> None:
     with pytest.raises(UserError, match=next(iter(sizes))):
         MeshConfig(**sizes)
+
+
+@pytest.mark.parametrize(
+    ("config", "within", "shape"),
+    [
+        (MeshConfig(fsdp=4, dcn_data=2), (1, 4, 1), (2, 4, 1)),
+        (MeshConfig(data=2, fsdp=-1, dcn_data=2), (2, 2, 1), (4, 2, 1)),
+        (MeshConfig(data=1, fsdp=2, tensor=2, dcn_fsdp=2), (1, 2, 2), (1, 4, 2)),
+    ],
+)
+def test_slices_multiply_the_sizes_within_a_slice(config, within, shape) -> None:
+    assert config.slice_shape(8) == within
+    assert config.shape(8) == shape
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What the arrangement of devices asks of one."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize("slices_known", [True, False])
+def test_replicas_lie_on_whole_slices(slices_known) -> None:
+    # Without slices, as with GPUs and several CPU processes, a process counts as one.
+    devices = [
+        FakeDevice(n, n % 2 if slices_known else 0, 0 if slices_known else n % 2) for n in range(8)
+    ]
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, data=1, dcn_data=2), devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for replica in range(2):
+        assert {device.id % 2 for device in mesh.devices[replica].flat} == {replica}
+    with pytest.raises(UserError, match=r"dcn_data=4.* does not fit devices of 2 "):
+        make_mesh(MeshConfig(dcn_data=4), devices)
 
 
 def test_a_mesh_has_automatic_axes_in_order() -> None:
