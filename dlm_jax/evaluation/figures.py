@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -32,8 +33,8 @@ COLOR_VARIABLES = {
 }
 
 _TRAINING_PANELS = ("loss", "accuracy", "learning_rate", "tokens_per_second")
-_HEADLINE = ("exact_match", "numeric_answer", "token_f1", "bleu", "rougeL", "nelbo")
-_MARKERS = "osD^vPX"
+HEADLINE = ("exact_match", "numeric_answer", "token_f1", "bleu", "rougeL", "nelbo")
+MARKERS = "osD^vPX"
 _MAX_LINES = len(SERIES_COLORS)
 _MAX_ROWS = 24
 _WIDTH = 10.8
@@ -105,7 +106,8 @@ def _inline_svg(svg: str, name: str, width: float) -> str:
     return svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
 
 
-def _finish(figure: Any, name: str, title: str, description: str) -> Figure:
+def finish(figure: Any, name: str, title: str, description: str) -> Figure:
+    """Renders a Matplotlib figure as PNG and as SVG."""
     import matplotlib
 
     png, svg = io.BytesIO(), io.StringIO()
@@ -120,13 +122,21 @@ def _finish(figure: Any, name: str, title: str, description: str) -> Figure:
     return Figure(name, title, description, inline, png.getvalue())
 
 
-def _canvas(
+def styled() -> contextlib.AbstractContextManager[None]:
+    """Within it, figures have the style of the reports."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def new_axes(
     rows: int,
     columns: int,
     width: float,
     height: float,
     height_ratios: Sequence[float] | None = None,
 ) -> tuple[Any, Any]:
+    """Returns a Matplotlib figure of so many inches and its axes [rows, columns]."""
     # Not pyplot, which keeps every figure alive and chooses a display.
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -134,11 +144,11 @@ def _canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=height_ratios)
 
 
-def _panels(count: int, height: float) -> tuple[Any, list[Any]]:
+def new_panels(count: int, height: float) -> tuple[Any, list[Any]]:
     """Returns a figure and `count` axes in rows of at most three, with room for a legend above."""
     columns = min(3, count)
     rows = math.ceil(count / columns)
-    figure, grid = _canvas(
+    figure, grid = new_axes(
         rows, columns, _WIDTH * (0.6, 0.9, 1.0)[columns - 1], height * rows + 0.5
     )
     axes = list(grid.flat)
@@ -158,7 +168,8 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return result
 
 
-def _shorten(name: str, limit: int) -> str:
+def shorten(name: str, limit: int) -> str:
+    """Returns at most `limit` characters or so, the middle left out."""
     return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2) :]}"
 
 
@@ -167,7 +178,8 @@ def _file_stem(kind: str, index: int, stage: Stage) -> str:
     return f"{kind}_{index}_" + re.sub(r"[^A-Za-z0-9-]+", "_", stage.name)
 
 
-def _tick_text(value: float, position: int | None = None) -> str:
+def tick_text(value: float, position: int | None = None) -> str:
+    """Returns a number as axes show it: 250000 is 250k."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{suffix}"
@@ -184,9 +196,9 @@ def _label_axes(axes: Any, measured: Quantity) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(measured.unit or measured.label)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick_text))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(_tick_text))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_text))
 
 
 def training_figure(stage: Stage, index: int) -> Figure | None:
@@ -195,7 +207,7 @@ def training_figure(stage: Stage, index: int) -> Figure | None:
     curves = {name: curve for name in _TRAINING_PANELS if (curve := series(lines, name)).steps}
     if not curves:
         return None
-    figure, grid = _canvas(1, len(curves), _WIDTH * max(2, len(curves)) / 4, 2.5)
+    figure, grid = new_axes(1, len(curves), _WIDTH * max(2, len(curves)) / 4, 2.5)
     for axes, (name, curve) in zip(grid[0], curves.items()):
         _label_axes(axes, quantity(name))
         color = SERIES_COLORS[_TRAINING_PANELS.index(name)]
@@ -210,11 +222,10 @@ def training_figure(stage: Stage, index: int) -> Figure | None:
             axes.set_ylim(bottom=0.0)
     last = {name: curve.values[-1] for name, curve in curves.items()}
     words = ", ".join(
-        f"{quantity(name).label} {_tick_text(float(f'{value:.3g}'))}"
-        for name, value in last.items()
+        f"{quantity(name).label} {tick_text(float(f'{value:.3g}'))}" for name, value in last.items()
     )
     description = f"Training curves of {stage.name} up to step {lines[-1]['step']}: {words}."
-    return _finish(
+    return finish(
         figure, _file_stem("training", index, stage), f"Training: {stage.name}", description
     )
 
@@ -238,7 +249,7 @@ def evaluation_figure(stage: Stage, index: int) -> Figure | None:
         lines = stage.evaluations(task)
         for name in figure_names(lines):
             curve = series(lines, name)
-            if name.removeprefix("oracle_") in _HEADLINE and len(curve.steps) > 1:
+            if name.removeprefix("oracle_") in HEADLINE and len(curve.steps) > 1:
                 colors.setdefault(task, len(colors))
                 panels.setdefault(name, []).append((task, curve))
     panels = {
@@ -248,13 +259,13 @@ def evaluation_figure(stage: Stage, index: int) -> Figure | None:
     }
     if not panels:
         return None
-    figure, grid = _panels(len(panels), 3.0)
+    figure, grid = new_panels(len(panels), 3.0)
     handles: dict[str, Any] = {}
     for axes, (name, curves) in zip(grid, panels.items()):
         measured = quantity(name)
         _label_axes(axes, measured)
         for task, curve in curves:
-            color, marker = SERIES_COLORS[colors[task]], _MARKERS[colors[task]]
+            color, marker = SERIES_COLORS[colors[task]], MARKERS[colors[task]]
             _band(axes, curve, color)
             (handles[task],) = axes.plot(
                 curve.steps, curve.values, color=color, marker=marker, markersize=4
@@ -262,14 +273,14 @@ def evaluation_figure(stage: Stage, index: int) -> Figure | None:
         if measured.upper == 1.0:
             axes.set_ylim(-0.03, 1.03)
     tasks = list(handles)
-    labels = [_shorten(task, 44) for task in tasks]
+    labels = [shorten(task, 44) for task in tasks]
     columns = max(1, min(4, 110 // (max(map(len, labels)) + 8)))
     figure.legend(
         [handles[task] for task in tasks], labels, loc="outside upper left", ncols=columns
     )
     words = ", ".join(tasks) if len(tasks) <= 4 else f"{len(tasks)} tasks"
     description = f"Evaluation of {words} during {stage.name}, with bands of ± 1 SE."
-    return _finish(
+    return finish(
         figure, _file_stem("evaluation", index, stage), f"Evaluation: {stage.name}", description
     )
 
@@ -341,7 +352,7 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
             elinewidth=1.6,
             label="last evaluation" if not row else None,
         )
-    names = [_shorten(f"{c.stage}: {c.task}" if staged else c.task, 44) for c in changes]
+    names = [shorten(f"{c.stage}: {c.task}" if staged else c.task, 44) for c in changes]
     axes.set_yticks(range(len(changes)), list(reversed(names)))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(-0.6, len(changes) - 0.4)
@@ -356,14 +367,14 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
 def results_figure(stages: Sequence[Stage]) -> Figure | None:
     """Draws first and last evaluation of every task with 95% intervals; None without any."""
     lines = [line for stage in stages for task in stage.tasks for line in stage.evaluations(task)]
-    names = [n for n in figure_names(lines) if n.removeprefix("oracle_") in _HEADLINE]
+    names = [n for n in figure_names(lines) if n.removeprefix("oracle_") in HEADLINE]
     panels = {name: changes for name in names if (changes := _changes(stages, name)[:_MAX_ROWS])}
     if not panels:
         return None
     sizes = [len(changes) for changes in panels.values()]
     # Every panel has the same space for a row, whatever the number of rows.
     heights = [0.34 * size + 0.95 for size in sizes]
-    figure, grid = _canvas(len(panels), 1, _WIDTH, sum(heights) + 0.4, heights)
+    figure, grid = new_axes(len(panels), 1, _WIDTH, sum(heights) + 0.4, heights)
     staged = len({stage.name for stage in stages if stage.tasks}) > 1
     for axes, (name, changes) in zip(grid[:, 0], panels.items()):
         _draw_changes(axes, changes, quantity(name), staged)
@@ -374,7 +385,7 @@ def results_figure(stages: Sequence[Stage]) -> Figure | None:
     description = f"First and last evaluation of {words}, with 95% intervals."
     if max(sizes) == _MAX_ROWS:
         description += f" At most {_MAX_ROWS} rows are drawn; the table has all."
-    return _finish(figure, "results", "First and last evaluation", description)
+    return finish(figure, "results", "First and last evaluation", description)
 
 
 def _verdicts(records: Sequence[dict[str, Any]]) -> list[tuple[float, bool]]:
@@ -404,7 +415,7 @@ def confidence_figure(stages: Sequence[Stage]) -> Figure | None:
     panels = list(newest.values())[:6]
     if not panels:
         return None
-    figure, grid = _panels(len(panels), 2.6)
+    figure, grid = new_panels(len(panels), 2.6)
     for axes, (title, pairs) in zip(grid, panels):
         right = [score for score, is_right in pairs if is_right]
         wrong = [score for score, is_right in pairs if not is_right]
@@ -415,20 +426,18 @@ def confidence_figure(stages: Sequence[Stage]) -> Figure | None:
             color=[SERIES_COLORS[2], SERIES_COLORS[4]],
             label=["right", "wrong"],
         )
-        axes.set_title(_shorten(title, 38))
+        axes.set_title(shorten(title, 38))
         axes.set_xlabel("mean log-probability of the answer [nats/token]")
         axes.set_ylabel("examples")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2)
     description = "Histograms of the model's own score of right and of wrong answers."
-    return _finish(figure, "confidence", "Confidence of right and wrong answers", description)
+    return finish(figure, "confidence", "Confidence of right and wrong answers", description)
 
 
 def draw(stages: Sequence[Stage]) -> list[Figure]:
     """Draws every figure that the stages have data for, in the order of the report."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         found = [results_figure(stages)]
         found += [training_figure(stage, index) for index, stage in enumerate(stages, start=1)]
         found += [evaluation_figure(stage, index) for index, stage in enumerate(stages, start=1)]

@@ -1,8 +1,9 @@
 """Metrics of generated text, each `fn(targets, predictions) -> dict`, with bootstrap intervals.
 
 A target is one reference string or several; where there are several, the best one counts (BLEU and
-ROUGE: the definitions of their libraries). BLEU and ROUGE are on the published scale of 0 to 100;
-the accuracies and F1 are fractions of 1.
+ROUGE: the definitions of their libraries). Where targets are `Answer`s with a group, for example a
+subject of MMLU, the accuracies and F1 are also given for each group and as their mean. BLEU and
+ROUGE are on the published scale of 0 to 100; the accuracies and F1 are fractions of 1.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import re
-import string
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
+from dlm_jax.evaluation.answers import (
+    Answer,
+    chosen_option,
+    conclusion,
+    last_number,
+    normalize_answer,
+    normalize_whitespace,
+)
+
 Target = str | Sequence[str]
 MetricFunction = Callable[..., Mapping[str, float]]
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
-# A minus sign belongs to the number only where it cannot be a subtraction, as in `7-3`.
-_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:\.\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Statistics:
     """What a corpus figure is made of: additive statistics of each example.
 
     Attributes:
-      per_example: float64 [examples, k].
+      per_example: float64 [examples, k]; for the figure of a group its examples alone.
       figure: maps their sum over examples [k] to the figure.
     """
 
@@ -72,34 +73,17 @@ def _references(
         raise ValueError(f"{metric}: {len(targets)} targets but {len(predictions)} predictions")
     if not len(targets):
         raise ValueError(f"{metric}: no examples")
-    references = [[target] if isinstance(target, str) else list(target) for target in targets]
+    references = [_alternatives(target) for target in targets]
     for index, alternatives in enumerate(references):
         if not alternatives:
             raise ValueError(f"{metric}: example {index} has no reference")
     return references
 
 
-def normalize_whitespace(text: str) -> str:
-    """Returns `text` in Unicode NFC with runs of white space as one space and none at the ends.
-
-    Case, punctuation and articles stay as they are.
-    """
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def normalize_answer(text: str) -> list[str]:
-    """Returns the words of `text` lower-cased, without ASCII punctuation and English articles.
-
-    The normalisation of the SQuAD evaluation script (Rajpurkar et al. 2016).
-    """
-    lowered = "".join(char for char in text.lower() if char not in string.punctuation)
-    return _ARTICLES.sub(" ", lowered).split()
-
-
-def last_number(text: str) -> Decimal | None:
-    """Returns the last number of `text` with commas between digits dropped, or None."""
-    found = _NUMBER.findall(_THOUSANDS_COMMA.sub("", text))
-    return Decimal(found[-1]) if found else None
+def _alternatives(target: Target) -> list[str]:
+    if isinstance(target, Answer):
+        return list(target.references)
+    return [target] if isinstance(target, str) else list(target)
 
 
 def _f1(target: str, prediction: str) -> float:
@@ -131,7 +115,31 @@ def _best_reference(
         for alternatives, prediction in zip(references, predictions)
     ]
     count = len(best)
-    return {name: Statistics(np.array(best)[:, None], lambda sums: sums[0] / count)}
+    overall = Statistics(np.array(best)[:, None], lambda sums: sums[0] / count)
+    return {name: overall, **_by_group(name, np.array(best), targets)}
+
+
+def _by_group(name: str, scores: np.ndarray, targets: Sequence[Target]) -> dict[str, Statistics]:
+    """Returns `<name>_macro`, the mean over groups, and `<name>/<group>`; nothing without groups.
+
+    A resample that draws no example of a group leaves that group out of its mean.
+    """
+    groups = [target.group if isinstance(target, Answer) else None for target in targets]
+    names = sorted({group for group in groups if group is not None})
+    if not names:
+        return {}
+    member = np.array([[group == one for one in names] for group in groups], np.float64)
+
+    def macro(sums: np.ndarray) -> float:
+        right, counts = sums[: len(names)], sums[len(names) :]
+        return float(np.mean(right[counts > 0] / counts[counts > 0]))
+
+    measured = {f"{name}_macro": Statistics(np.hstack([member * scores[:, None], member]), macro)}
+    for column, group in enumerate(names):
+        inside = scores[member[:, column] > 0]
+        rows = np.stack([inside, np.ones_like(inside)], axis=1)
+        measured[f"{name}/{group}"] = Statistics(rows, lambda sums: float(sums[0] / sums[1]))
+    return measured
 
 
 def _exact_match_statistics(
@@ -150,6 +158,27 @@ def _numeric_answer_statistics(
     targets: Sequence[Target], predictions: Sequence[str]
 ) -> dict[str, Statistics]:
     return _best_reference("numeric_answer", _numbers_equal, targets, predictions)
+
+
+def _same_option(target: str, prediction: str) -> float:
+    expected = chosen_option(target)
+    return float(expected is not None and expected == chosen_option(prediction))
+
+
+def _same_conclusion(target: str, prediction: str) -> float:
+    return _same_text(conclusion(target), conclusion(prediction))
+
+
+def _option_accuracy_statistics(
+    targets: Sequence[Target], predictions: Sequence[str]
+) -> dict[str, Statistics]:
+    return _best_reference("option_accuracy", _same_option, targets, predictions)
+
+
+def _final_answer_statistics(
+    targets: Sequence[Target], predictions: Sequence[str]
+) -> dict[str, Statistics]:
+    return _best_reference("final_answer", _same_conclusion, targets, predictions)
 
 
 def _rouge_statistics(
@@ -218,8 +247,7 @@ def bleu(
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.
     """
-    measured = _bleu_statistics(targets, predictions, tokenize=tokenize)
-    return {name: statistics.value for name, statistics in measured.items()}
+    return _values(_bleu_statistics(targets, predictions, tokenize=tokenize))
 
 
 def signature(name: str, *, references: int | None = 1, tokenize: str = "13a") -> str:
@@ -249,6 +277,8 @@ def signature(name: str, *, references: int | None = 1, tokenize: str = "13a") -
         "exact_match": "exact_match|case:mixed|unicode:NFC|whitespace:normalized",
         "token_f1": "token_f1|case:lc|punctuation:dropped|articles:dropped|aggregate:mean",
         "numeric_answer": "numeric_answer|last_number|commas:dropped",
+        "option_accuracy": "option_accuracy|first_letter",
+        "final_answer": "final_answer|after:last_answer_is|case:mixed|full_stop:dropped",
     }
     if name not in described:
         raise ValueError(f"no signature for {name!r}")
@@ -266,8 +296,7 @@ def rouge(
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.
     """
-    measured = _rouge_statistics(targets, predictions, use_stemmer=use_stemmer)
-    return {name: statistics.value for name, statistics in measured.items()}
+    return _values(_rouge_statistics(targets, predictions, use_stemmer=use_stemmer))
 
 
 def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
@@ -276,7 +305,7 @@ def exact_match(targets: Sequence[Target], predictions: Sequence[str]) -> dict[s
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.
     """
-    return {"exact_match": _exact_match_statistics(targets, predictions)["exact_match"].value}
+    return _values(_exact_match_statistics(targets, predictions))
 
 
 def token_f1(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
@@ -287,7 +316,7 @@ def token_f1(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str,
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.
     """
-    return {"token_f1": _token_f1_statistics(targets, predictions)["token_f1"].value}
+    return _values(_token_f1_statistics(targets, predictions))
 
 
 def numeric_answer(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
@@ -299,8 +328,32 @@ def numeric_answer(targets: Sequence[Target], predictions: Sequence[str]) -> dic
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.
     """
-    measured = _numeric_answer_statistics(targets, predictions)
-    return {"numeric_answer": measured["numeric_answer"].value}
+    return _values(_numeric_answer_statistics(targets, predictions))
+
+
+def option_accuracy(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Fraction of predictions that begin with the letter of the right option (`chosen_option`).
+
+    Over all examples (micro), and where targets have groups also `option_accuracy_macro`, the mean
+    over groups, and `option_accuracy/<group>`.
+
+    Raises:
+      ValueError: no examples, unequal lengths, or an example without a reference.
+    """
+    return _values(_option_accuracy_statistics(targets, predictions))
+
+
+def final_answer(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Fraction of predictions whose `conclusion` equals that of a reference, white space aside.
+
+    Raises:
+      ValueError: no examples, unequal lengths, or an example without a reference.
+    """
+    return _values(_final_answer_statistics(targets, predictions))
+
+
+def _values(measured: Mapping[str, Statistics]) -> dict[str, float]:
+    return {name: statistics.value for name, statistics in measured.items()}
 
 
 _STATISTICS: dict[Any, Callable[..., dict[str, Statistics]]] = {
@@ -309,6 +362,8 @@ _STATISTICS: dict[Any, Callable[..., dict[str, Statistics]]] = {
     exact_match: _exact_match_statistics,
     token_f1: _token_f1_statistics,
     numeric_answer: _numeric_answer_statistics,
+    option_accuracy: _option_accuracy_statistics,
+    final_answer: _final_answer_statistics,
 }
 
 

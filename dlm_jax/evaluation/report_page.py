@@ -141,7 +141,8 @@ def summary_tiles(summary: Mapping[str, Any]) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _row(cells: Iterable[tuple[str, str]], tag: str = "td") -> str:
+def row_of(cells: Iterable[tuple[str, str]], tag: str = "td") -> str:
+    """Returns the cells of a table's row from (class, HTML) pairs."""
     return "".join(
         f'<{tag} class="{css}">{text}</{tag}>' if css else f"<{tag}>{text}</{tag}>"
         for css, text in cells
@@ -163,7 +164,7 @@ def results_table(stages: Sequence[Stage]) -> str:
                 ]
                 count = number(last.get("n"))
                 rows.append(
-                    _row(
+                    row_of(
                         [
                             ("name", html.escape(stage.name)),
                             ("name", html.escape(task)),
@@ -182,7 +183,7 @@ def results_table(stages: Sequence[Stage]) -> str:
     heads += [("number", name) for name in ("First ± SE", "at step", "Last ± SE", "at step", "n")]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
-        f'<div class="card"><table><thead><tr>{_row(heads, "th")}</tr></thead>'
+        f'<div class="card"><table><thead><tr>{row_of(heads, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -229,7 +230,7 @@ def _prediction_rows(records: Sequence[Mapping[str, Any]]) -> str:
         css, mark = _mark(record)
         nfe = number(record.get("nfe"))
         rows.append(
-            _row(
+            row_of(
                 [
                     (css, mark),
                     ("text", _text(record.get("input", ""))),
@@ -244,7 +245,7 @@ def _prediction_rows(records: Sequence[Mapping[str, Any]]) -> str:
     heads += [("number", "Score"), ("number", "NFE")]
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
-        f"<table><thead><tr>{_row(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+        f"<table><thead><tr>{row_of(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
         '<p class="small quiet">Score: mean log-probability of the answer, nats/token. '
         "NFE: denoiser evaluations of the row.</p>"
     )
@@ -274,14 +275,16 @@ def prediction_tables(predictions: Sequence[Predictions], shown: int) -> str:
     return "".join(parts)
 
 
-def _figure(figure: Figure) -> str:
+def figure_element(figure: Figure) -> str:
+    """Returns a figure with its description as caption."""
     return (
         f'<figure role="img" aria-label="{html.escape(figure.description, quote=True)}">'
         f"{figure.svg}<figcaption>{html.escape(figure.description)}</figcaption></figure>"
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """Returns a headed section; '' for an empty body."""
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
@@ -355,19 +358,25 @@ def render(
         f'<p class="quiet">{html.escape(trained)}</p>' if trained else "",
         _notices(stages),
         summary_tiles(summary) if summary else "",
-        _section(
+        section(
             "Results",
-            "".join(_figure(figure) for figure in figures if figure.name == "results")
+            "".join(figure_element(figure) for figure in figures if figure.name == "results")
             + results_table(stages)
             + _signatures(stages),
         ),
-        _section(
-            "Curves", "".join(_figure(figure) for figure in figures if figure.name != "results")
+        section(
+            "Curves",
+            "".join(figure_element(figure) for figure in figures if figure.name != "results"),
         ),
-        _section("Predictions", prediction_tables(list(by_task.values()), shown)),
-        _section("Decode trace", _traces(stages)),
-        _section("Configuration", _folded(stages)),
+        section("Predictions", prediction_tables(list(by_task.values()), shown)),
+        section("Decode trace", _traces(stages)),
+        section("Configuration", _folded(stages)),
     ]
+    return page(title, body)
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """Returns an HTML document of these parts in the style of the reports."""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -299,7 +299,7 @@ def test_values_have_the_digits_of_their_error(value: float, error: float, text:
     [(0, "0"), (1500, "1.5k"), (2e6, "2M"), (3e-4, "3e-4"), (0.25, "0.25"), (-1e9, "-1B")],
 )
 def test_tick_labels(value: float, text: str) -> None:
-    assert figures._tick_text(value) == text
+    assert figures.tick_text(value) == text
 
 
 def test_every_metric_of_the_room_has_a_label_and_a_unit_of_its_scale() -> None:
