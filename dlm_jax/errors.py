@@ -1,9 +1,18 @@
-"""The one exception that is meant for people, and the search for the name they probably meant."""
+"""What ends a command, the exit code of each, and the search for a name that was probably meant."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+EXIT_DONE = 0
+"""Everything that was asked for is done."""
+EXIT_FAILED = 1
+"""The run failed, and would fail again."""
+EXIT_USER_ERROR = 2
+"""A flag, config, task or checkpoint is wrong; retrying is useless."""
+EXIT_RETRY = 42
+"""The run was preempted, lost a process or hung: the same command goes on with it."""
 
 
 class UserError(Exception):
@@ -25,3 +34,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 class RunError(Exception):
     """The run itself failed, for example by a loss that is not finite: exit code 1."""
+
+
+class RetryError(Exception):
+    """The run stopped, and the same command goes on with it: exit code 42."""

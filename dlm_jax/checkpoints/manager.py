@@ -13,6 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from dlm_jax.checkpoints import manifest
 from dlm_jax.errors import UserError
+from dlm_jax.parallel import multihost
 
 FORMAT = 1
 """Raised by one whenever an older program could misread what a newer one saves."""
@@ -188,7 +189,7 @@ class CheckpointManager:
         self._manager.close()
 
     def _seal_finished(self) -> None:
-        if jax.process_index() == 0:
+        if multihost.is_main():
             for step in self.steps():
                 manifest.seal(self.folder / str(step))
 
@@ -198,12 +199,7 @@ class CheckpointManager:
         if step not in steps:
             listed = ", ".join(map(str, steps)) or "none"
             raise UserError(f"no checkpoint of step {step} in {self.folder} (there are: {listed})")
-        try:
-            manifest.verify(folder)
-        except UserError as error:
-            earlier = [s for s in steps if s < step]
-            advice = f"; delete it to resume from step {earlier[-1]}" if earlier else ""
-            raise UserError(f"{error}{advice}") from error
+        multihost.together("verify", lambda: self._verify(folder, steps, step))
         saved = self._restore(step, ocp.args.Composite(cursor=ocp.args.JsonRestore()))["cursor"]
         if not isinstance(saved, dict) or "format" not in saved:
             raise UserError(f"{folder} was not saved by dlm_jax: its cursor names no format")
@@ -213,6 +209,17 @@ class CheckpointManager:
                 f"reads up to {FORMAT}: upgrade dlm_jax"
             )
         return saved["cursor"]
+
+    def _verify(self, folder: Path, steps: list[int], step: int) -> None:
+        # One host reads it all, for the others.
+        if not multihost.is_main():
+            return
+        try:
+            manifest.verify(folder)
+        except UserError as error:
+            earlier = [s for s in steps if s < step]
+            advice = f"; delete it to resume from step {earlier[-1]}" if earlier else ""
+            raise UserError(f"{error}{advice}") from error
 
     def _restore(self, step: int, args: ocp.args.Composite) -> Any:
         try:

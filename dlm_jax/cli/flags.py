@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -102,8 +103,68 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a run of several processes, which launchers give as variables instead."""
+    group = parser.add_argument_group(
+        "several processes",
+        "found in the variables of Slurm, GKE, JobSet, Kubeflow or JAX where not given here",
+    )
+    group.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="number of this one, from 0")
+    for name, seconds, text in (
+        ("heartbeat_timeout", 60, "silence after which another process counts as lost"),
+        ("shutdown_timeout", 60, "wait for the others after the last step"),
+        ("initialization_timeout", 300, "wait for the others to start"),
+    ):
+        group.add_argument(
+            f"--{name}", type=int, default=seconds, metavar="SECONDS", help=f"{text} ({seconds} s)"
+        )
+
+
+def join_processes(arguments: argparse.Namespace) -> bool:
+    """Joins the other processes of the run, as the flags of `add_processes` or variables say.
+
+    Returns:
+        Whether there are others.
+
+    Raises:
+        UserError: they contradict each other.
+        RetryError: the others did not come in time.
+    """
+    from dlm_jax.parallel.cluster import find_cluster, on_tpu_machine
+
+    cluster = find_cluster(
+        os.environ,
+        coordinator_address=arguments.coordinator_address,
+        num_processes=arguments.num_processes,
+        process_id=arguments.process_id,
+        tpu_pod=on_tpu_machine(os.environ),
+    )
+    if cluster is None:
+        return False
+    from dlm_jax.parallel.supervision import supervise
+
+    supervise()  # forks, so it must precede the import of JAX and its threads
+    from dlm_jax.parallel import multihost
+
+    multihost.initialize(
+        cluster,
+        heartbeat_timeout=arguments.heartbeat_timeout,
+        shutdown_timeout=arguments.shutdown_timeout,
+        initialization_timeout=arguments.initialization_timeout,
+    )
+    return True
+
+
 def load_config(
-    arguments: argparse.Namespace, entry: str, files: Sequence[str], modules: Sequence[str] = ()
+    arguments: argparse.Namespace,
+    entry: str,
+    files: Sequence[str],
+    modules: Sequence[str] = (),
+    *,
+    supplied: Sequence[str] = ("run_dir",),
+    stand_ins: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Config:
     """Reads and checks what `add_gin`'s flags say; the entry function gets `run_dir` from its verb.
 
@@ -112,6 +173,8 @@ def load_config(
         entry: name of the function that will be called.
         files: gin files, in order.
         modules: modules to import, beside those that the flags name.
+        supplied: parameters of the entry function that the verb gives itself.
+        stand_ins: name -> what is called in place of the configurable of that name.
 
     Raises:
         UserError: the first mistake.
@@ -124,10 +187,10 @@ def load_config(
         files,
         [*(f"import {name}" for name in names), *arguments.gin_bindings],
         entry,
-        CONFIGURABLES,
+        {**CONFIGURABLES, **(stand_ins or {})},
         arguments.gin_search_path,
         other_entries=ENTRIES,
-        supplied=("run_dir",),
+        supplied=supplied,
         importer=import_task_module,
     )
 

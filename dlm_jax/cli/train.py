@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dlm_jax.cli.flags import add_gin, load_config
+from dlm_jax.cli.flags import add_gin, add_processes, join_processes, load_config
 from dlm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dlm_jax.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the verb."""
     add_gin(parser)
+    add_processes(parser)
     parser.add_argument(
         "--run_dir",
         required=True,
@@ -21,9 +26,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Checks the configuration, records it, and trains."""
-    from dlm_jax import config
+    """Joins the other processes if there are any, checks the configuration, records it, trains."""
+    several = join_processes(arguments)
+    checked = _agreed_config(arguments) if several else _config(arguments)
+    main = not several or _is_main()
+    if main:
+        from dlm_jax import config
 
+        config.record(checked, arguments.run_dir)
+    result = checked.call(run_dir=arguments.run_dir)
+    if main:
+        run = arguments.run_dir
+        print(
+            f"{run} is at step {result.step:,} after {result.seconds:.0f} s; "
+            f"next: dlm eval --run_dir={run}, dlm report --run_dir={run}"
+        )
+
+
+def _is_main() -> bool:
+    from dlm_jax.parallel import multihost
+
+    return multihost.is_main()
+
+
+def _agreed_config(arguments: argparse.Namespace) -> Config:
+    """The configuration, once all processes have found it right and the same."""
+    from dlm_jax.parallel import multihost
+
+    checked = multihost.together("config", lambda: _config(arguments))
+    multihost.require_equal("config", checked.values(), "start all with the same files and flags")
+    return checked
+
+
+def _config(arguments: argparse.Namespace) -> Config:
     recorded = Path(arguments.run_dir) / "config.gin"
     files = arguments.gin_file
     if not files and recorded.is_file():
@@ -32,10 +67,4 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"dlm train needs --gin_file: {arguments.run_dir} has no config.gin to resume from"
         )
-    checked = load_config(arguments, "train", files)
-    config.record(checked, arguments.run_dir)
-    result = checked.call(run_dir=arguments.run_dir)
-    print(
-        f"{arguments.run_dir} is at step {result.step:,} after {result.seconds:.0f} s; "
-        f"next: dlm eval --run_dir={arguments.run_dir}, dlm report --run_dir={arguments.run_dir}"
-    )
+    return load_config(arguments, "train", files)

@@ -1,34 +1,28 @@
-"""The training loop: feed, step, log, evaluate, save."""
+"""The training loop: feed, step, log, evaluate, save, and stop when asked to."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.errors import RunError
+from dlm_jax.training import goodput
+from dlm_jax.training.compilations import CompilationCounter
+from dlm_jax.training.feed import Feed
+from dlm_jax.training.goodput import Goodput
+from dlm_jax.training.host_evaluation import Evaluate
 from dlm_jax.training.metrics import MetricsWriter, Progress
+from dlm_jax.training.preemption import StopRequests
+from dlm_jax.training.profiling import StepProfiler
 from dlm_jax.training.state import TrainState
+from dlm_jax.training.watchdog import Watchdog
+from dlm_jax.training.window import MetricsWindow
 
-Evaluate = Callable[[TrainState, int], dict[str, dict[str, float]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Feed:
-    """Batches on the devices, and the place in the stream after the last one handed out.
-
-    Attributes:
-        batches: endless iterator of device batches.
-        cursor: returns the JSON that restores the stream behind the last batch handed out.
-    """
-
-    batches: Iterator[dict[str, jax.Array]]
-    cursor: Callable[[], dict[str, Any]]
+Results = dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,124 +49,176 @@ class Cadence:
         return step == self.total_steps or (every > 0 and step % every == 0)
 
 
-class _Window:
-    """Metrics since the last line; read one step late, so that the devices never wait."""
+@dataclasses.dataclass(frozen=True)
+class Monitors:
+    """What watches a run from beside it.
 
-    def __init__(self, learning_rate: Callable[[int], Any], flops_per_token: float, peak: float):
-        self._learning_rate, self._flops, self._peak = learning_rate, flops_per_token, peak
-        self._sums: list[Any] = []
-        self._closed: tuple[int, list[Any]] | None = None
-        self._began = time.monotonic()
-
-    def add(self, metrics: Any) -> None:
-        self._sums.append(metrics)
-
-    def close(self, step: int) -> None:
-        self._closed, self._sums = (step, self._sums), []
-
-    def read(self) -> tuple[int, dict[str, float], int] | None:
-        """Returns the step, its figures and the number of steps not finite; None if not due."""
-        if self._closed is None:
-            return None
-        (step, entries), self._closed = self._closed, None
-        host: list[Mapping[str, np.ndarray]] = jax.device_get(entries)
-        total = {name: float(sum(entry[name] for entry in host)) for name in host[0]}
-        now = time.monotonic()
-        seconds, self._began = max(now - self._began, 1e-9), now
-        tokens_per_second = total["tokens"] / seconds
-        figures = {
-            "loss": total["loss_sum"] / max(total["weight_sum"], 1e-9),
-            "nll_per_absorbed_token": total["nll_sum"] / max(total["absorbed_tokens"], 1.0),
-            "accuracy": total["correct"] / max(total["absorbed_tokens"], 1.0),
-            "grad_norm": total["grad_norm"] / len(host),
-            "learning_rate": float(self._learning_rate(step - 1)),
-            "tokens_per_second": tokens_per_second,
-            "seconds_per_step": seconds / len(host),
-        }
-        if self._peak:
-            figures["mfu"] = 3 * self._flops * tokens_per_second / self._peak
-        return step, figures, len(host) - round(total["finite"])
-
-
-def run_loop(
-    state: TrainState,
-    step_function: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Any]],
-    feed: Feed,
-    cadence: Cadence,
-    manager: CheckpointManager,
-    writer: MetricsWriter,
-    progress: Progress,
-    *,
-    evaluate: Evaluate | None = None,
-    learning_rate: Callable[[int], Any],
-    flops_per_token: float = 0.0,
-    peak_flops: float = 0.0,
-) -> tuple[TrainState, dict[str, dict[str, float]]]:
-    """Trains from `state.step` to the last step.
-
-    Args:
-        state: where to start; its buffers are donated.
-        step_function: the compiled step; its metrics are sums, with 'tokens' among them.
-        feed: the data.
-        cadence: how often to log, evaluate and save.
-        manager: takes the checkpoints.
-        writer: takes the metrics.
-        progress: shows them.
-        evaluate: returns {split: metrics} of a state after a step.
-        learning_rate: of the n-th step, for the log.
-        flops_per_token: forward FLOPs a token, for the MFU; the backward pass costs twice as many.
-        peak_flops: FLOP/s of all devices together; 0 where unknown.
-
-    Returns:
-        The last state and the last evaluation.
-
-    Raises:
-        RunError: a step was not finite and `cadence.on_nonfinite` is 'stop'.
+    Attributes:
+        goodput: where the time goes.
+        stops: requests to stop.
+        watchdog: ends a run that hangs.
+        profiler: traces some steps.
+        compilations: of the step; more than one is worth a warning.
     """
-    window = _Window(learning_rate, flops_per_token, peak_flops)
-    results: dict[str, dict[str, float]] = {}
 
-    def flush() -> None:
-        line = window.read()
+    goodput: Goodput
+    stops: StopRequests
+    watchdog: Watchdog
+    profiler: StepProfiler
+    compilations: CompilationCounter
+
+    def close(self) -> None:
+        """Stops all of them."""
+        self.watchdog.close()
+        self.profiler.close()
+        self.compilations.close()
+
+
+class Loop:
+    """One process of training, from a state to the last step or to a request to stop."""
+
+    def __init__(
+        self,
+        step_function: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Any]],
+        feed: Feed,
+        cadence: Cadence,
+        manager: CheckpointManager,
+        writer: MetricsWriter,
+        progress: Progress,
+        window: MetricsWindow,
+        monitors: Monitors,
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            step_function: the jitted step; its metrics are sums, with 'tokens' among them.
+            feed: the data.
+            cadence: how often to log, evaluate and save.
+            manager: takes the checkpoints.
+            writer: takes the metrics.
+            progress: shows them.
+            window: adds them up.
+            monitors: watch the run.
+            evaluate: returns {split: metrics} of a state after a step.
+        """
+        self._step_function, self._feed, self._cadence = step_function, feed, cadence
+        self._manager, self._writer, self._progress = manager, writer, progress
+        self._window, self._monitors, self._evaluate = window, monitors, evaluate
+
+    def run(
+        self, state: TrainState, first: int, *, evaluation_owed: bool = False
+    ) -> tuple[TrainState, Results]:
+        """Trains from step `first` to the last step.
+
+        Args:
+            state: after step `first`; its buffers are donated.
+            first: number of finished steps.
+            evaluation_owed: whether the evaluation after `first` has yet to be made.
+
+        Returns:
+            The last state and the last evaluation.
+
+        Raises:
+            RunError: a step was not finite and `cadence.on_nonfinite` is 'stop'.
+            RetryError: the run was preempted, and is saved.
+            KeyboardInterrupt: the run was interrupted, and is saved.
+        """
+        cadence, stops = self._cadence, self._monitors.stops
+        results = self._evaluated(state, first) if evaluation_owed else {}
+        stops.steps_begin()
+        for step in range(first + 1, cadence.total_steps + 1):
+            state = self._one_step(state, step, beginning=step == first + 1)
+            if cadence.due(cadence.log_every, step):
+                self._window.close(step)
+            evaluating = self._evaluate is not None and cadence.due(cadence.evaluate_every, step)
+            stopping = stops.reached(step) and (evaluating or step < cadence.total_steps)
+            saving = stopping or cadence.due(cadence.save_every, step)
+            if evaluating or saving:
+                self._flush()
+            if evaluating and not stopping:
+                results = self._evaluated(state, step)
+            if saving:
+                owed = evaluating and stopping
+                self._save(state, step, results if evaluating and not owed else None, owed)
+            if stopping or step == cadence.total_steps:
+                self._finish(step)
+            if stopping:
+                stops.stop(step)
+        return state, results
+
+    def _one_step(self, state: TrainState, step: int, *, beginning: bool) -> TrainState:
+        monitors = self._monitors
+        monitors.profiler.before(step)
+        with monitors.goodput.measure("data"):
+            batch = next(self._feed.batches)
+        compiled = monitors.compilations.count
+        with (
+            monitors.compilations.counting(),
+            jax.profiler.StepTraceAnnotation("train", step_num=step),
+        ):
+            state, metrics = self._step_function(state, batch)
+        if monitors.compilations.count > max(compiled, 1):
+            self._progress.say(
+                f"warning: step {step} compiled the training step again: a shape, type or sharding "
+                "of the batch or the state has changed"
+            )
+        if beginning:
+            monitors.goodput.started()
+        self._flush()
+        self._window.add(metrics)
+        monitors.profiler.after(step, metrics)
+        monitors.watchdog.beat()
+        return state
+
+    def _flush(self) -> None:
+        line = self._window.read()
         if line is None:
             return
         step, figures, bad = line
-        if bad and cadence.on_nonfinite == "stop":
+        if bad and self._cadence.on_nonfinite == "stop":
             raise RunError(
                 f"loss or gradient was not finite in {bad} of the steps up to {step}; the newest "
-                f"checkpoint is of step {manager.latest_step()}, and train.on_nonfinite='skip' "
-                "would go on without them"
+                f"checkpoint is of step {self._manager.latest_step()}, and "
+                "train.on_nonfinite='skip' would go on without them"
             )
-        writer.write(step, "train", {**figures, "nonfinite_steps": bad})
+        self._writer.write(step, "train", {**figures, "nonfinite_steps": bad})
         mfu = f"  MFU {figures['mfu']:.1%}" if "mfu" in figures else ""
         speed = f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
-        progress.update(step, f"loss {figures['loss']:.3f}  {speed}")
+        self._progress.update(step, f"loss {figures['loss']:.3f}  {speed}")
 
-    for step in range(int(state.step) + 1, cadence.total_steps + 1):
-        state, metrics = step_function(state, next(feed.batches))
-        flush()
-        window.add(metrics)
-        if cadence.due(cadence.log_every, step):
-            window.close(step)
-        evaluating = evaluate is not None and cadence.due(cadence.evaluate_every, step)
-        saving = cadence.due(cadence.save_every, step)
-        if evaluating or saving or step == cadence.total_steps:
-            flush()
-        if evaluate is not None and evaluating:
-            results = evaluate(state, step)
-            for split, values in results.items():
-                writer.write(step, split, values)
-                progress.say(f"step {step}  {split}  {_figures(values)}")
-        if saving:
-            best = {k: v for values in results.values() for k, v in values.items()}
-            manager.save(
+    def _evaluated(self, state: TrainState, step: int) -> Results:
+        assert self._evaluate is not None
+        with self._monitors.watchdog.paused(), self._monitors.goodput.measure("evaluation"):
+            results = self._evaluate(state, step)
+        for split, values in results.items():
+            self._writer.write(step, split, values)
+            self._progress.say(f"step {step}  {split}  {_figures(values)}")
+        return results
+
+    def _save(self, state: TrainState, step: int, results: Results | None, owed: bool) -> None:
+        best = {k: v for values in (results or {}).values() for k, v in values.items()}
+        with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
+            self._manager.save(
                 step,
                 state.parameters,
                 state.training(),
-                feed.cursor(),
-                best if evaluating else None,
+                {
+                    **self._feed.cursor(),
+                    "metrics": self._window.partial(),
+                    "evaluation_owed": owed,
+                },
+                None if results is None else best,
             )
-    return state, results
+        if step < self._cadence.total_steps:
+            self._writer.write(step, goodput.SPLIT, self._monitors.goodput.line())
+
+    def _finish(self, step: int) -> None:
+        """Waits for the last save, so that its time is counted and nothing is left behind."""
+        with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
+            self._manager.wait()
+        if step == self._cadence.total_steps:
+            self._writer.write(step, goodput.SPLIT, self._monitors.goodput.line())
 
 
 def _figures(values: Mapping[str, float]) -> str:

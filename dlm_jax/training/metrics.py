@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from dlm_jax.training import goodput
 
 
 def truncate_after(file: Path, step: int) -> None:
@@ -46,13 +49,33 @@ def _entry(step: int, split: str, values: Mapping[str, float]) -> dict[str, Any]
     return {"step": step, "split": split, "time": round(time.time(), 3), **plain}
 
 
+def _times(file: Path, split: str | None = None) -> list[float]:
+    """When each line (of a split) was written, in seconds since the epoch."""
+    times = []
+    if file.exists():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                if split in (None, entry["split"]):
+                    times.append(float(entry["time"]))
+    return times
+
+
 class MetricsWriter:
-    """Appends `{"step": …, "split": …, name: value …}` lines, and TensorBoard scalars."""
+    """Appends `{"step": …, "split": …, name: value …}` lines, and TensorBoard scalars.
+
+    Attributes:
+        accounted_until: until when goodput lines say what became of the time; where none is kept,
+            when the run wrote its first line; None for a new run. In seconds since the epoch.
+    """
 
     def __init__(self, file: Path, resume_from: int = 0) -> None:
         """Opens `file` for the steps after `resume_from`; events stand in the folder beside it."""
         file.parent.mkdir(parents=True, exist_ok=True)
+        first = _times(file)[:1]
         truncate_after(file, resume_from)
+        accounted = [*_times(file, goodput.SPLIT)[-1:], *first]
+        self.accounted_until: float | None = accounted[0] if accounted else None
         self._lines = file.open("a", encoding="utf-8")
         self._events = _EventFile(file.parent / "tensorboard")
 
@@ -66,6 +89,19 @@ class MetricsWriter:
         """Closes both files."""
         self._lines.close()
         self._events.close()
+
+
+class SilentWriter(MetricsWriter):
+    """Writes nothing: for the processes of a run other than the first."""
+
+    def __init__(self) -> None:
+        self.accounted_until = None
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 class _EventFile:
@@ -100,9 +136,15 @@ class Progress:
     """A live line on a terminal, and plain lines now and then where there is none."""
 
     def __init__(
-        self, label: str, total_steps: int, first_step: int, seconds_between: float = 10.0
+        self,
+        label: str,
+        total_steps: int,
+        first_step: int,
+        seconds_between: float = 10.0,
+        *,
+        silent: bool = False,
     ):
-        """Starts at `first_step` of `total_steps`; `label` names the run."""
+        """Starts at `first_step` of `total_steps`; `label` names it; `silent` shows nothing."""
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Live
@@ -110,8 +152,9 @@ class Progress:
         self._label, self._total, self._step = label, total_steps, first_step
         self._pause, self._last = seconds_between, time.monotonic()
         self._live: Live | None = None
+        self._silent = silent
         console = Console(file=sys.stderr)
-        if console.is_terminal:
+        if console.is_terminal and not silent:
             self._live = Live(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
@@ -142,6 +185,8 @@ class Progress:
     def update(self, step: int, figures: str) -> None:
         """Shows that `step` steps are done, with `figures` beside it."""
         self._step = step
+        if self._silent:
+            return
         if self._live:
             self._live.update(self._task, completed=step, figures=figures)
             return
@@ -159,5 +204,5 @@ class Progress:
         """Prints a line that stays."""
         if self._live:
             self._live.console.print(text, highlight=False)
-        else:
+        elif not self._silent:
             print(text, file=sys.stderr, flush=True)

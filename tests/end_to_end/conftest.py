@@ -22,11 +22,21 @@ def byte_vocabulary(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def dlm():
-    """Starts `dlm` with arguments; returns the process."""
+def dlm(tmp_path_factory):
+    """Starts `dlm` with arguments on so many virtual devices; returns the process."""
+    compiled = tmp_path_factory.mktemp("compiled")
 
-    def start(*arguments, **options):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    def start(*arguments, devices=1, **options):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            # The same few programs are compiled by many processes, and need not be fast.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "dlm_jax.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,

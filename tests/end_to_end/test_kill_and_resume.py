@@ -31,7 +31,7 @@ def _kill_when(process, condition):
     process.communicate()
 
 
-def _lines(run):
+def _lines(run, split="train"):
     file = run / "metrics.jsonl"
     if not file.exists():
         return []
@@ -39,7 +39,7 @@ def _lines(run):
     for line in file.read_text().splitlines():
         with contextlib.suppress(ValueError):  # the line that a killed process was writing
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if entry["split"] == split]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,59 @@
+"""What a run says of itself before its first step."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import jax
+
+from dlm_jax.checkpoints.run_folder import RunFolder
+from dlm_jax.data.loader import Loader
+from dlm_jax.models import encoder as encoders
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.training.loop import Cadence
+from dlm_jax.training.start import Start
+
+
+def model_info(config: EncoderConfig, shardings: Any) -> str:
+    """Lists the parameters with their shapes, types and how the mesh splits them."""
+    shapes = encoders.abstract_parameters(config)
+    rows = [f"{config.num_parameters():,} parameters, {config.dtype} compute", ""]
+    leaves, specs = jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings)
+    for (path, leaf), sharding in zip(leaves, specs):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rows.append(f"{name:<40} {str(list(leaf.shape)):<24} {leaf.dtype}  {sharding.spec}")
+    return "\n".join(rows) + "\n"
+
+
+def opening(
+    folder: RunFolder,
+    start: Start,
+    loader: Loader,
+    mesh: jax.sharding.Mesh,
+    tokens: int,
+    cadence: Cadence,
+    resumed: int,
+) -> str:
+    """Says what will happen: devices, model, data, steps, and how to resume."""
+    devices = jax.devices()
+    parameters = start.config.num_parameters()
+    sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    # Parameters, their gradient and two moments, in float32.
+    state_gib = 16 * parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"]) / 2**30
+    tables = loader.tables
+    examples = ", ".join(f"{name} ({len(table):,} examples)" for name, table in tables.items())
+    first = f"resumes after step {resumed}" if resumed else f"starts from {start.origin}"
+    lines = [
+        ("devices", f"{len(devices)} x {devices[0].device_kind}, mesh {sizes}"),
+        ("model", f"{parameters:,} parameters, {state_gib:.2f} GiB of training state a device"),
+        ("data", f"{examples}, {tokens:,} token positions a step"),
+        ("run", f"{folder.path} {first}, {cadence.total_steps - resumed:,} steps to go"),
+        (
+            "resume",
+            f"the same command again; look at it with: dlm inspect {shlex.quote(str(folder.path))}",
+        ),
+        *(("note", note) for note in start.notes),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
