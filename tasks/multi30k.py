@@ -11,9 +11,8 @@ import functools
 import itertools
 from collections.abc import Iterator
 
-from dlm_jax.data.files import data_folder, find_file, read_lines
+from dlm_jax.data.files import data_folder, find_file, read_parallel
 from dlm_jax.data.tasks import register_task
-from dlm_jax.errors import UserError
 from dlm_jax.evaluation.metrics import bleu
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French"}
@@ -28,14 +27,8 @@ SPLITS = {
 def _pairs(stem: str, source: str, target: str) -> Iterator[dict[str, str]]:
     folder = data_folder("multi30k", "the task1/raw files of github.com/multi30k/dataset")
     files = [find_file(folder, f"{stem}.{language}") for language in (source, target)]
-    sources, targets = (read_lines(file) for file in files)
-    if len(sources) != len(targets):
-        raise UserError(
-            f"{files[0]} has {len(sources)} lines and {files[1]} has {len(targets)}: they must "
-            "be parallel."
-        )
-    for one, other in zip(sources, targets):
-        yield {"source": one.strip(), "target": other.strip()}
+    for one, other in read_parallel(files):
+        yield {"source": one, "target": other}
 
 
 for _source, _target in itertools.permutations(LANGUAGES, 2):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_text(file: Path) -> str:
     """
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read ({error}).") from error
     try:
         return content.decode("utf-8")
@@ -71,13 +72,33 @@ def read_lines(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yields one record a line; blank lines are passed over.
+def stream_lines(file: Path) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file one at a time, for files that do not fit in memory.
 
     Raises:
-      UserError: a line is not a JSON object (the line is named).
+      UserError: the file cannot be read, or is not UTF-8 (the line is named).
     """
-    for number, line in enumerate(read_lines(file), start=1):
+    number = 0
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for line in lines:
+                number += 1
+                yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 text: line {number} holds an invalid byte."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file} cannot be read ({error}).") from error
+
+
+def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields one record a line, the file read as they are asked for; blank lines are passed over.
+
+    Raises:
+      UserError: a line is not a JSON object (the line is named), or the file cannot be read.
+    """
+    for number, line in enumerate(stream_lines(file), start=1):
         if not line.strip():
             continue
         try:
@@ -87,3 +108,35 @@ def read_json_lines(file: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(record, dict):
             raise UserError(f"{file} line {number} is not a JSON object.")
         yield record
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Returns the JSON object that a file holds.
+
+    Raises:
+      UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(read_text(file))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object.")
+    return content
+
+
+def read_parallel(files: Sequence[Path]) -> Iterator[tuple[str, ...]]:
+    """Yields the lines that stand at the same place of several files, stripped.
+
+    Raises:
+      UserError: the files differ in their number of lines, or cannot be read.
+    """
+    columns = [read_lines(file) for file in files]
+    for file, column in zip(files[1:], columns[1:]):
+        if len(column) != len(columns[0]):
+            raise UserError(
+                f"{files[0]} has {len(columns[0])} lines and {file} has {len(column)}: they must "
+                "be parallel."
+            )
+    for row in zip(*columns):
+        yield tuple(line.strip() for line in row)

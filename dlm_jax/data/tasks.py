@@ -201,6 +201,7 @@ def register_mixture(name: str, rates: Mapping[str, float]) -> Mixture:
 def get_task(name: str) -> Task | Mixture:
     """Returns the task or mixture of that name, from here or from seqio's registries.
 
+    `jsonl:PATH` names the task over a file or folder of JSON lines (see `data.json_lines`).
     seqio is consulted only where something has imported it already.
 
     Raises:
@@ -208,6 +209,10 @@ def get_task(name: str) -> Task | Mixture:
     """
     if name in _REGISTRY:
         return _REGISTRY[name]
+    if name.startswith("jsonl:"):
+        from dlm_jax.data import json_lines
+
+        return json_lines.json_lines_task(name)
     if name in _seqio_names():
         from dlm_jax.data import seqio_tasks
 

@@ -1,0 +1,165 @@
+"""Demonstrations: drawn by the identity of the example, and written in front of its question.
+
+Which demonstrations an example gets depends only on the seed, its own text and the pool: not on its
+neighbours, the process or the version of Python. An example never demonstrates itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from dlm_jax.data.tasks import Record, Template
+from dlm_jax.errors import UserError
+
+DEMONSTRATIONS = "demonstrations"
+"""Key of a record that holds its demonstrations, themselves records."""
+
+Records = Callable[[], Iterable[Record]]
+
+
+def with_demonstrations(
+    splits: Mapping[str, Records],
+    pool: Records | Mapping[str, Records],
+    shots: int,
+    *,
+    identity: Template,
+    group: Template | None = None,
+    in_order: bool = False,
+    seed: int = 0,
+) -> dict[str, Records]:
+    """Returns `splits` with `shots` demonstrations in every record, under `DEMONSTRATIONS`.
+
+    Records are the same if their `identity` is, white space and case aside. Such a record is never
+    among an example's demonstrations, and none of these is there twice.
+
+    Args:
+      splits: for each split a function that yields its records.
+      pool: yields the records that may demonstrate; or one such function for each split.
+      shots: demonstrations of an example.
+      identity: what makes two records the same example, usually the question.
+      group: demonstrations share it with the example, for instance a subject or a language.
+      in_order: take the first of the pool in its order instead of drawing.
+      seed: of the draw.
+
+    Raises:
+      UserError: `shots` is negative; when a record is read, if too few others could demonstrate it.
+    """
+    if shots < 0:
+        raise UserError(f"shots={shots} of a few-shot prompt must not be negative.")
+    pools = pool if isinstance(pool, Mapping) else dict.fromkeys(splits, pool)
+
+    def read(split: str) -> Iterator[Record]:
+        if not shots:
+            for record in splits[split]():
+                yield {**record, DEMONSTRATIONS: []}
+            return
+        candidates = _Pools(pools[split](), identity, group)
+        for record in splits[split]():
+            chosen = candidates.choose(record, shots, in_order, seed)
+            yield {**record, DEMONSTRATIONS: chosen}
+
+    return {split: functools.partial(read, split) for split in splits}
+
+
+def few_shot_prompt(
+    question: Template,
+    answer: Template,
+    *,
+    preamble: Template = "",
+    separator: str = "\n\n",
+) -> Callable[[Record], str]:
+    """Returns the `inputs` of a task: preamble, demonstrations with answers, the open question.
+
+    Args:
+      question: how a record asks, in a demonstration and at the end.
+      answer: what follows a demonstration's question, with the space before it.
+      preamble: what stands in front, rendered from the example.
+      separator: stands between demonstrations, and before the question.
+    """
+
+    def prompt(record: Record) -> str:
+        shown = [
+            render(question, demonstration) + render(answer, demonstration)
+            for demonstration in record[DEMONSTRATIONS]
+        ]
+        return render(preamble, record) + separator.join([*shown, render(question, record)])
+
+    return prompt
+
+
+def render(template: Template, record: Record) -> str:
+    """Returns a template filled from a record; a missing key is a KeyError."""
+    return template.format_map(record) if isinstance(template, str) else template(record)
+
+
+def draw(example: str, candidates: Sequence[str], shots: int, seed: int) -> list[int]:
+    """Draws `shots` places of `candidates` whose identities differ from `example` and each other.
+
+    The draw is a stream of SHA-256 digests of (seed, number, example), so that it is the same
+    everywhere and for ever.
+
+    Raises:
+      ValueError: fewer than `shots` distinct candidates differ from the example.
+    """
+    distinct = set(candidates) - {example}
+    if len(distinct) < shots:
+        raise ValueError(f"{shots} of {len(distinct)}")
+    chosen: list[int] = []
+    taken = {example}
+    for number in itertools.count():
+        if len(chosen) == shots:
+            break
+        digest = hashlib.sha256(f"{seed}\n{number}\n{example}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") % len(candidates)
+        if candidates[place] not in taken:
+            taken.add(candidates[place])
+            chosen.append(place)
+    return chosen
+
+
+class _Pools:
+    """The records that may demonstrate, by group."""
+
+    def __init__(self, records: Iterable[Record], identity: Template, group: Template | None):
+        self._identity, self._group = identity, group
+        self._records: dict[str, list[Record]] = {}
+        self._identities: dict[str, list[str]] = {}
+        for record in records:
+            key = self._key(record)
+            self._records.setdefault(key, []).append(record)
+            self._identities.setdefault(key, []).append(self._same(record))
+
+    def choose(self, record: Record, shots: int, in_order: bool, seed: int) -> list[Record]:
+        key, example = self._key(record), self._same(record)
+        records, identities = self._records.get(key, []), self._identities.get(key, [])
+        if in_order:
+            first = {name: place for place, name in reversed(list(enumerate(identities)))}
+            first.pop(example, None)
+            chosen = sorted(first.values())[:shots]
+        else:
+            chosen = (
+                [] if len(identities) < shots else self._drawn(example, identities, shots, seed)
+            )
+        if len(chosen) < shots:
+            where = f" of {key!r}" if key else ""
+            raise UserError(
+                f"A prompt of {shots} demonstrations needs as many examples{where} beside the one "
+                f"that is asked, but the pool holds {len(set(identities) - {example})}."
+            )
+        return [records[place] for place in chosen]
+
+    @staticmethod
+    def _drawn(example: str, identities: list[str], shots: int, seed: int) -> list[int]:
+        try:
+            return draw(example, identities, shots, seed)
+        except ValueError:
+            return []
+
+    def _key(self, record: Record) -> str:
+        return "" if self._group is None else render(self._group, record)
+
+    def _same(self, record: Record) -> str:
+        return " ".join(render(self._identity, record).split()).casefold()

@@ -1,0 +1,77 @@
+"""Reference answers, and what counts of a text: its words, last number, option or conclusion."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
+# A minus sign belongs to the number only where it cannot be a subtraction, as in `7-3`.
+_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:\.\d+)?")
+# The letter of an option alone, in brackets, or before its text; not the article in `A dog`.
+_CHOICE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?:[.):]|\s*$))")
+_CONCLUSION = re.compile(r"\banswer is:?\s+", re.IGNORECASE)
+
+
+class Answer(str):
+    """A reference answer that knows its group, and what else would be right.
+
+    It is the text itself wherever text is wanted.
+
+    Attributes:
+      group: part of the benchmark that it belongs to, such as a subject; None for none.
+      references: all right answers, this one first.
+    """
+
+    group: str | None
+    references: tuple[str, ...]
+
+    def __new__(
+        cls, text: str, *, group: str | None = None, references: Sequence[str] = ()
+    ) -> Answer:
+        """Returns `text` with its group, and `references` beside it."""
+        answer = super().__new__(cls, text)
+        answer.group = group
+        answer.references = tuple(dict.fromkeys((text, *references)))
+        return answer
+
+
+def normalize_whitespace(text: str) -> str:
+    """Returns `text` in Unicode NFC with runs of white space as one space and none at the ends.
+
+    Case, punctuation and articles stay as they are.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def normalize_answer(text: str) -> list[str]:
+    """Returns the words of `text` lower-cased, without ASCII punctuation and English articles.
+
+    The normalisation of the SQuAD evaluation script (Rajpurkar et al. 2016).
+    """
+    lowered = "".join(char for char in text.lower() if char not in string.punctuation)
+    return _ARTICLES.sub(" ", lowered).split()
+
+
+def last_number(text: str) -> Decimal | None:
+    """Returns the last number of `text` with commas between digits dropped, or None."""
+    found = _NUMBER.findall(_THOUSANDS_COMMA.sub("", text))
+    return Decimal(found[-1]) if found else None
+
+
+def chosen_option(text: str) -> str | None:
+    """Returns the letter of the option that `text` begins with: `B`, `(B)`, `B.` or `(B) blue`."""
+    found = _CHOICE.match(text)
+    return (found[1] or found[2]) if found else None
+
+
+def conclusion(text: str) -> str:
+    """Returns what follows the last `answer is`, or all of `text`, without a full stop at its end.
+
+    It reads worked answers as the prompts of BIG-Bench Hard (Suzgun et al. 2022) end them.
+    """
+    return _CONCLUSION.split(text)[-1].strip().removesuffix(".").rstrip()
