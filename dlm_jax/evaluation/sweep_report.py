@@ -128,10 +128,14 @@ def _html_table(results: Sequence[CellResult]) -> str:
     if not results:
         return ""
     heads, rows = _rows(results)
-    head = row_of([("name", html.escape(name)) for name in heads], "th")
-    lines = "".join(
-        f"<tr>{row_of([('name', html.escape(cell)) for cell in row])}</tr>" for row in rows
-    )
+    texts = ("model", "task", *_setting_names(results))
+    styles = ["name" if head in texts else "number" for head in heads]
+
+    def line(cells: Sequence[str], tag: str = "td") -> str:
+        return row_of([(css, html.escape(cell)) for css, cell in zip(styles, cells)], tag)
+
+    head = line(heads, "th")
+    lines = "".join(f"<tr>{line(row)}</tr>" for row in rows)
     return (
         f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
         '<p class="small quiet">± is one standard error.</p></div>'
@@ -197,8 +201,9 @@ def _scaling_figure(
         axes.set_xlabel(axis)
         axes.set_ylabel(measured.axis)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(figures_lib.tick_text)
-        axes.xaxis.set_minor_formatter("")
+        places = sorted({place(result) for result in results})
+        axes.set_xticks(places, [figures_lib.tick_text(float(f"{x:.2g}")) for x in places])
+        axes.set_xticks([], minor=True)
     handles = dict(zip(*reversed(grid[0].get_legend_handles_labels())))
     figure.legend(
         list(handles.values()),
@@ -217,12 +222,15 @@ def _draw_line(
 ) -> None:
     if not results:
         return
+    places = [place(result) for result in results]
     errors = [result.figures.get(f"{name}_se", math.nan) for result in results]
     axes.errorbar(
-        [place(result) for result in results],
+        places,
         [result.figures[name] for result in results],
         yerr=[1.96 * error if math.isfinite(error) else 0.0 for error in errors],
         color=SERIES_COLORS[index],
+        # Two models of one size are two points, and no trend.
+        linestyle="-" if len(set(places)) == len(places) else "none",
         marker=MARKERS[index],
         markersize=5,
         capsize=2,
