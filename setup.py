@@ -39,12 +39,15 @@ EXTRAS = {
     "quickstart": ["reasoning-gym==0.1.25"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    # Compiles for TPUs without one; there are no other files.
+    "plan": ["libtpu ; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     "bench": ["torch", "transformers"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["hf"],
     *EXTRAS["quickstart"],
     *EXTRAS["bench"],
+    *EXTRAS["plan"],
     "pytest",
     "pytest-xdist",
     "ruff",

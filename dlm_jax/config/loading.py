@@ -35,7 +35,8 @@ def load(
         search_paths: folders to look into for files.
         other_entries: functions that another command may call with the same files. What they use
             is in use, but values that only they require may be missing.
-        supplied: parameters of the entry function that the caller of `Config.call` gives.
+        supplied: parameters of the entry function that the caller of `Config.call` gives; what
+            only they would use may be missing.
         importer: imports the modules that `import` statements name; what they register with gin
             (`@gin.register`) can be bound as well.
 
@@ -48,7 +49,7 @@ def load(
     program = read_program(files, bindings, search_paths)
     registry = Registry(configurables, program.imports, importer)
     reach = Reach(program, registry)
-    reach.walk(entry, strict=True)
+    reach.walk(entry, strict=True, supplied=supplied)
     for other in other_entries:
         if other != entry and reach.bound(other, ()):
             reach.walk(other, strict=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from dlm_jax.config.files import Program
@@ -74,11 +75,18 @@ class Reach:
                 result[parameter] = statements[-1]
         return result
 
-    def walk(self, entry: str, *, strict: bool) -> None:
-        """Follows an entry function; `strict` for the one that runs: its values must be set."""
+    def walk(self, entry: str, *, strict: bool, supplied: Collection[str] = ()) -> None:
+        """Follows an entry function; `strict` for the one that runs: its values must be set.
+
+        What only parameters in `supplied` use may be missing: their values come from elsewhere.
+        """
         self._strict = strict
         self._seen = {}
-        self._call(entry, (), math.inf, None, ())
+        self._call(entry, (), math.inf, None, (), without=supplied)
+        self._strict = False
+        given = self._index.get(((), entry), {})
+        for statements in (given[parameter] for parameter in given if parameter in supplied):
+            self._statements(statements, (), math.inf, ((entry, ()),))
 
     def operative(self, binding: Binding) -> bool:
         """Whether a statement has an effect."""
@@ -93,7 +101,13 @@ class Reach:
         return binding.optional or (overridden and not binding.location.on_command_line)
 
     def _call(
-        self, name: str, scope: Scope, limit: float, origin: Binding | None, stack: tuple[Any, ...]
+        self,
+        name: str,
+        scope: Scope,
+        limit: float,
+        origin: Binding | None,
+        stack: tuple[Any, ...],
+        without: Collection[str] = (),
     ) -> None:
         if (name, scope) in stack and origin:
             self._report(
@@ -106,8 +120,9 @@ class Reach:
         if limit == math.inf:
             self.visited.add((name, scope))
         for depth in range(len(scope) + 1):
-            for statements in self._index.get((scope[:depth], name), {}).values():
-                self._statements(statements, scope, limit, (*stack, (name, scope)))
+            for parameter, statements in self._index.get((scope[:depth], name), {}).items():
+                if parameter not in without:
+                    self._statements(statements, scope, limit, (*stack, (name, scope)))
 
     def _statements(
         self, statements: list[Binding], scope: Scope, limit: float, stack: tuple[Any, ...]

@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation for hardware that is not there: fit, roofline, search."""

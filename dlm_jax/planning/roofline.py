@@ -1,0 +1,141 @@
+"""How fast a step could be at best: matrix products at peak, rings at the speed of their links.
+
+An upper bound, not a forecast: norms, the optimizer, kernel launches and stragglers cost nothing
+here. Real runs reach about 60 to 80 % of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.accelerators import Accelerator
+from dlm_jax.planning.collectives import Collective
+from dlm_jax.planning.request import Request, SamplingStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one step over all devices, a multiply-add counted as two.
+
+    Attributes:
+        model: what the algorithm needs.
+        hardware: what is computed, with the layers that the backward pass computes again.
+    """
+
+    model: float
+    hardware: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Bounds of one step.
+
+    Attributes:
+        flops: of the step.
+        compute_seconds: of the hardware's operations at peak.
+        local_seconds: of what is sent within slices or hosts (ICI, NVLink).
+        network_seconds: of what is sent between them (DCN, InfiniBand).
+        mfu_without_overlap: model FLOPs utilisation when nothing is sent while computing.
+        mfu_with_overlap: the same when the slowest of the three hides the others.
+        assumptions: sentences on what the figures rest on.
+    """
+
+    flops: Flops
+    compute_seconds: float
+    local_seconds: float
+    network_seconds: float
+    mfu_without_overlap: float
+    mfu_with_overlap: float
+    assumptions: tuple[str, ...]
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Shortest and longest time of the step: with full overlap, and with none."""
+        parts = (self.compute_seconds, self.local_seconds, self.network_seconds)
+        return max(parts), sum(parts)
+
+
+def step_flops(request: Request) -> Flops:
+    """Operations of a step: forward once, backward twice, and what is rematerialised."""
+    config, length = request.config, request.length
+    if isinstance(request, SamplingStep):
+        forward = request.batch_size * length * config.flops_per_token(length, head_fraction=0.0)
+        return Flops(forward, forward)
+    tokens = request.rows * length
+    model = 3 * tokens * config.flops_per_token(length, head_fraction=request.head_fraction)
+    return Flops(model, model + tokens * config.num_layers * recomputed_flops(config, length))
+
+
+def recomputed_flops(config: EncoderConfig, length: int) -> float:
+    """Operations that the backward pass repeats, for each token of a row and each layer."""
+    policy, width = config.remat_policy, config.embed_dim
+    attention = 4.0 * length * width
+    products = {
+        "qkv": 6.0 * width**2,
+        "attention_context": attention,
+        "attention_out": 2.0 * width**2,
+        "mlp_up": 2.0 * width * config.mlp_dim,
+        "mlp_down": 2.0 * width * config.mlp_dim,
+    }
+    if not isinstance(policy, str):
+        return sum(cost for name, cost in products.items() if name not in policy)
+    # Under 'minimal' the context is kept and the probabilities are not: half of attention.
+    return {"full": sum(products.values()), "dots": attention, "minimal": attention / 2}.get(
+        policy, 0.0
+    )
+
+
+def roofline(
+    request: Request,
+    sent: Sequence[Collective],
+    accelerator: Accelerator,
+    *,
+    devices: int,
+    directions: int,
+) -> Roofline:
+    """Bounds the time of a step.
+
+    Args:
+        request: the step.
+        sent: what a device sends in one step.
+        accelerator: what one device can do.
+        devices: number of devices.
+        directions: link directions that a ring keeps busy at each chip.
+    """
+    flops = step_flops(request)
+    bandwidth = accelerator.link_bandwidth * directions / accelerator.devices_per_chip
+    compute = flops.hardware / devices / accelerator.peak_flops
+    local_bytes = sum(item.local_bytes for item in sent)
+    local = local_bytes / bandwidth if local_bytes else 0.0
+    network = sum(item.network_bytes for item in sent) / accelerator.network_bandwidth
+    ideal = flops.model / devices / accelerator.peak_flops
+    return Roofline(
+        flops=flops,
+        compute_seconds=compute,
+        local_seconds=local,
+        network_seconds=network,
+        mfu_without_overlap=ideal / (compute + local + network),
+        mfu_with_overlap=ideal / max(compute, local, network),
+        assumptions=_assumptions(request, accelerator, directions, bandwidth),
+    )
+
+
+def _assumptions(
+    request: Request, accelerator: Accelerator, directions: int, bandwidth: float
+) -> tuple[str, ...]:
+    lines = [
+        f"matrix products at the peak of {accelerator.peak_flops / 1e12:,.0f} TFLOP/s a device; "
+        "norms, dropout and the optimizer cost nothing",
+        f"rings over {directions} link direction(s) of {accelerator.link_bandwidth / 1e9:.0f} GB/s "
+        f"a chip, {bandwidth / 1e9:.0f} GB/s a device; "
+        f"{accelerator.network_bandwidth / 1e9:.1f} GB/s a device between slices or hosts",
+    ]
+    if not isinstance(request, SamplingStep):
+        lines += [
+            f"the head projects {request.head_fraction:.0%} of the positions, the expected share",
+            f"model FLOPs count {request.rows} rows a step through the denoiser "
+            f"({request.batch_size} clean rows), nothing that is computed again",
+        ]
+    return tuple(lines)
