@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
 from dlm_jax.data.tasks import Record, Template
 from dlm_jax.errors import UserError
@@ -95,18 +95,33 @@ def render(template: Template, record: Record) -> str:
     return template.format_map(record) if isinstance(template, str) else template(record)
 
 
-def draw(example: str, candidates: Sequence[str], shots: int, seed: int) -> list[int]:
+def draw(
+    example: str,
+    candidates: Sequence[str],
+    shots: int,
+    seed: int,
+    *,
+    distinct: Set[str] | None = None,
+) -> list[int]:
     """Draws `shots` places of `candidates` whose identities differ from `example` and each other.
 
     The draw is a stream of SHA-256 digests of (seed, number, example), so that it is the same
     everywhere and for ever.
 
+    Args:
+      example: identity of the example.
+      candidates: identities of the pool.
+      shots: how many to draw.
+      seed: of the draw.
+      distinct: the set of `candidates`, where the caller has it already.
+
     Raises:
       ValueError: fewer than `shots` distinct candidates differ from the example.
     """
-    distinct = set(candidates) - {example}
-    if len(distinct) < shots:
-        raise ValueError(f"{shots} of {len(distinct)}")
+    distinct = set(candidates) if distinct is None else distinct
+    available = len(distinct) - (example in distinct)
+    if available < shots:
+        raise ValueError(f"{shots} of {available}")
     chosen: list[int] = []
     taken = {example}
     for number in itertools.count():
@@ -127,36 +142,35 @@ class _Pools:
         self._identity, self._group = identity, group
         self._records: dict[str, list[Record]] = {}
         self._identities: dict[str, list[str]] = {}
+        self._distinct: dict[str, set[str]] = {}
         for record in records:
             key = self._key(record)
             self._records.setdefault(key, []).append(record)
-            self._identities.setdefault(key, []).append(self._same(record))
+            same = self._same(record)
+            self._identities.setdefault(key, []).append(same)
+            self._distinct.setdefault(key, set()).add(same)
 
     def choose(self, record: Record, shots: int, in_order: bool, seed: int) -> list[Record]:
         key, example = self._key(record), self._same(record)
         records, identities = self._records.get(key, []), self._identities.get(key, [])
-        if in_order:
-            first = {name: place for place, name in reversed(list(enumerate(identities)))}
-            first.pop(example, None)
-            chosen = sorted(first.values())[:shots]
-        else:
-            chosen = (
-                [] if len(identities) < shots else self._drawn(example, identities, shots, seed)
-            )
-        if len(chosen) < shots:
+        distinct = self._distinct.get(key, set())
+        available = len(distinct) - (example in distinct)
+        if available < shots:
             where = f" of {key!r}" if key else ""
             raise UserError(
                 f"A prompt of {shots} demonstrations needs as many examples{where} beside the one "
-                f"that is asked, but the pool holds {len(set(identities) - {example})}."
+                f"that is asked, but the pool holds {available}."
             )
+        if in_order:
+            first: dict[str, int] = {}
+            for place, name in enumerate(identities):
+                first.setdefault(name, place)
+                if len(first) > shots:
+                    break
+            first.pop(example, None)
+            return [records[place] for place in list(first.values())[:shots]]
+        chosen = draw(example, identities, shots, seed, distinct=distinct)
         return [records[place] for place in chosen]
-
-    @staticmethod
-    def _drawn(example: str, identities: list[str], shots: int, seed: int) -> list[int]:
-        try:
-            return draw(example, identities, shots, seed)
-        except ValueError:
-            return []
 
     def _key(self, record: Record) -> str:
         return "" if self._group is None else render(self._group, record)
