@@ -55,6 +55,7 @@ def _arrays(positions: int, embed: int, vocab: int, absorbed: float) -> tuple[ja
 def _compiled(loss: Callable[..., jax.Array], arrays: tuple[jax.Array, ...]) -> tuple[Any, float]:
     program = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*arrays).compile()
     memory = program.memory_analysis()
+    assert memory is not None  # every backend that runs programs has one
     return program, (memory.temp_size_in_bytes + memory.output_size_in_bytes) / _MIB
 
 
