@@ -19,15 +19,18 @@ from dlm_jax.data.table import ExampleTable, Truncation, build_table
 from dlm_jax.data.tasks import Task, members
 from dlm_jax.data.vocabularies import Vocabulary
 from dlm_jax.diffusion.process import AbsorbingProcess
-from dlm_jax.errors import UserError
+from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation.generation import (
+    CANVASES,
     Example,
     GeneratedBatch,
     GenerationRequest,
     evaluate_generation,
 )
 from dlm_jax.evaluation.likelihood import NelboResult, evaluate_nelbo
+from dlm_jax.evaluation.prompt_length import fit_prompts
 from dlm_jax.models.encoder import Encoder
+from dlm_jax.sampling.policy import Policy
 
 # Training examples that are enough to know how long answers are.
 _LENGTH_SAMPLE = 2000
@@ -38,6 +41,21 @@ def _tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
     if chosen is None:
         raise UserError("no task to evaluate on: set TASK, the model was not trained on one")
     return tuple(task for task, _ in members(chosen)[1])
+
+
+def _require(evaluator: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(evaluator, name)
+        if value is not None and value < least:
+            raise UserError(
+                f"{type(evaluator).__name__}.{name} is {value}, and must be {least} or more"
+            )
+
+
+def _spoilt(example: Example, vocabulary: Vocabulary) -> bool:
+    """Whether the reference cannot be written: an uncased tokenizer never answers 'Paris'."""
+    targets = [example.targets] if isinstance(example.targets, str) else example.targets
+    return vocabulary.decode(example.target_ids).split() != targets[0].split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +84,10 @@ class LikelihoodEvaluator:
     head_chunk: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _require(self, 2, "draws")
+        _require(self, 1, "max_examples", "num_timesteps", "batch_size", "length", "head_chunk")
+
     def __call__(
         self,
         denoiser: Encoder,
@@ -90,9 +112,15 @@ class LikelihoodEvaluator:
         """Scores one task.
 
         Raises:
-            UserError: the task lacks the split, or an example does not fit.
+            UserError: the task lacks the split, or rows are longer than the model takes.
         """
-        length = self.length or description.length or denoiser.config.max_length
+        longest = denoiser.config.max_length
+        length = self.length or description.length or longest
+        if length > longest:
+            raise UserError(
+                f"LikelihoodEvaluator.length is {length}, more than the {longest} positions of "
+                "the model"
+            )
         table = build_table(
             task, self.split, vocabulary, length, Truncation(), limit=self.max_examples
         )
@@ -145,6 +173,8 @@ class GenerationEvaluator:
             log-probability of the answer; None = the most frequent ones of the task's training
             split, judged by log p(length) + log p(answer).
         length_beam: how many lengths are taken from the training split.
+        truncation: what becomes of prompts that leave no room for the answer; the figures
+            `prompts_cut` and `examples_dropped` count them.
         batch_size: rows at a time.
         seed: of the random numbers of decoding.
     """
@@ -159,8 +189,28 @@ class GenerationEvaluator:
     canvas: str = "search"
     response_lengths: Sequence[int] | None = None
     length_beam: int = 4
+    truncation: Truncation = Truncation()
     batch_size: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self, 1, "max_examples", "steps", "length_beam", "batch_size")
+        Policy.parse(
+            self.strategy,
+            steps=None if self.strategy == "left-to-right" else self.steps,
+            temperature=self.temperature,
+        )
+        if self.canvas not in CANVASES:
+            raise UserError(
+                f"GenerationEvaluator.canvas is {self.canvas!r}, none of {', '.join(CANVASES)}"
+                f"{nearest(self.canvas, CANVASES)}"
+            )
+        lengths = self.response_lengths
+        if lengths is not None and (not lengths or min(lengths) < 1):
+            raise UserError(
+                f"GenerationEvaluator.response_lengths is {lengths!r}, and must name lengths of "
+                "1 token or more"
+            )
 
     def __call__(
         self,
@@ -177,18 +227,30 @@ class GenerationEvaluator:
             if task.plain_text:
                 continue
             lengths, log_priors = self._lengths(task, vocabulary)
-            results[f"eval/{task.name}"] = evaluate_generation(
+            examples = list(self._examples(task, vocabulary))
+            examples, cuts = fit_prompts(
+                examples,
+                [len(e.target_ids) if self.canvas == "oracle" else max(lengths) for e in examples],
+                denoiser.config.max_length,
+                self.truncation,
+                task.name,
+            )
+            figures = evaluate_generation(
                 functools.partial(self._answer, model, lengths, log_priors),
-                list(self._examples(task, vocabulary)),
+                examples,
                 task.metrics,
                 task=task.name,
                 step=step,
                 run_dir=folder.path,
                 response_length=max(lengths),
                 canvas=self.canvas,
+                split=self.split,
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
+            spoilt = sum(_spoilt(example, vocabulary) for example in examples)
+            unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}
+            results[f"eval/{task.name}"] = {**figures, **cuts, **unwritable}
         return results
 
     def _examples(self, task: Task, vocabulary: Vocabulary) -> Iterator[Example]:
@@ -205,6 +267,8 @@ class GenerationEvaluator:
         """Candidate lengths, and the logarithms of their frequency where it is known."""
         if self.response_lengths is not None:
             return self.response_lengths, None
+        if self.canvas == "oracle":
+            return [1], None  # The reference of each example has its own.
         if "train" not in task.split_names:
             raise UserError(
                 f"task {task.name} has no train split to take lengths of answers from: set "

@@ -120,13 +120,13 @@ def _best_reference(
 
 
 def _by_group(name: str, scores: np.ndarray, targets: Sequence[Target]) -> dict[str, Statistics]:
-    """Returns `<name>_macro`, the mean over groups, and `<name>/<group>`; nothing without groups.
+    """Returns `<name>_macro`, the mean over groups, and `<name>/<group>`; nothing for one group.
 
     A resample that draws no example of a group leaves that group out of its mean.
     """
     groups = [target.group if isinstance(target, Answer) else None for target in targets]
     names = sorted({group for group in groups if group is not None})
-    if not names:
+    if len(names) < 2:
         return {}
     member = np.array([[group == one for one in names] for group in groups], np.float64)
 

@@ -51,6 +51,7 @@ def test_micro_and_macro_over_groups() -> None:
         }
     )
     assert option_accuracy(["A", "B"], ["A", "A"]) == {"option_accuracy": 0.5}
+    assert option_accuracy(GROUPED[:2], ["A", "A"]) == {"option_accuracy": 0.5}
 
 
 def test_intervals_of_groups() -> None:
