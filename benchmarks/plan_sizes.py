@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from importlib import metadata
 from typing import Any
 
@@ -76,11 +77,16 @@ def smallest_slice(size: str, family: str) -> dict[str, Any] | None:
         assert accelerator is not None
         if state_bytes(step(size, chips)) / chips >= accelerator.usable_bytes:
             continue
+        least = math.inf
         for micro_batches in MICRO_BATCHES:
             plan = make_plan(step(size, chips, micro_batches=micro_batches), topology)
             print(f"  {size}: {plan.setting()}", flush=True)
             if plan.compiled.fits:
                 return plan.to_json()
+            asked = plan.compiled.peak_bytes or plan.compiled.needed_bytes or math.inf
+            if asked >= least:
+                break  # the sum of gradients costs more than smaller activations save
+            least = asked
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search, a family alone (v5e) looks for its smallest slice that fits",
     )
     parser.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="TPU slices joined by the network"
+        "--slices",
+        type=int,
+        default=1,
+        metavar="N",
+        help="TPU slices joined by the network; "
+        "replicas of each other unless --mesh or the gin file has dcn_ sizes",
     )
     parser.add_argument(
         "--model",
@@ -68,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _search(arguments, (arguments.topology,) if arguments.topology else SEARCHED)
     topology = Topology.parse(arguments.topology, arguments.slices)
     topology.prepare()
-    request = _request(arguments)
+    request = _over_slices(_request(arguments), topology.slices)
     if arguments.search:
         return _fastest(arguments, _training(request), topology)
     from dlm_jax.planning.plan import make_plan
@@ -76,6 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
     plan = make_plan(request, topology)
     print(json.dumps(plan.to_json()) if arguments.json else plan.table())
     return int(plan.compiled.fits is False)
+
+
+def _over_slices(request: Request, slices: int) -> Request:
+    """Makes slices replicas of each other, unless the mesh says how they are used."""
+    mesh = request.mesh
+    if math.prod(mesh.slices) > 1:
+        return request
+    return dataclasses.replace(request, mesh=dataclasses.replace(mesh, dcn_data=slices))
 
 
 def _search(arguments: argparse.Namespace, families: Sequence[str]) -> int:

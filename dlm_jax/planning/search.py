@@ -140,10 +140,10 @@ def smallest(
     planner: Planner = make_plan,
     report: Callable[[Plan], None] = lambda plan: None,
 ) -> Plan | None:
-    """Finds the smallest slice that holds the step at all, in its leanest setting.
+    """Finds the smallest slice that holds the step at all, in its leanest settings.
 
-    The leanest setting recomputes every layer, splits the state over all devices, and takes one row
-    a device at a time.
+    They recompute every layer, split the state over all devices, and take either the whole batch or
+    one row a device at a time.
 
     Args:
         request: the step; its model, batch size and length stay.
@@ -162,16 +162,18 @@ def smallest(
         usable, _, devices = _capacity(topology)
         if state_bytes(request) / devices >= usable or request.batch_size % devices:
             continue
-        lean = dataclasses.replace(
-            request,
-            config=dataclasses.replace(request.config, remat_policy="full"),
-            accumulation=request.batch_size // devices,
-            mesh=MeshConfig(1, -1, 1),
-        )
-        plan = planner(lean, topology)
-        report(plan)
-        if plan.compiled.fits:
-            return plan
+        # One row a device at a time needs the least for activations, but a second set of gradients.
+        for accumulation in sorted({1, request.batch_size // devices}):
+            lean = dataclasses.replace(
+                request,
+                config=dataclasses.replace(request.config, remat_policy="full"),
+                accumulation=accumulation,
+                mesh=MeshConfig(1, -1, 1),
+            )
+            plan = planner(lean, topology)
+            report(plan)
+            if plan.compiled.fits:
+                return plan
     return None
 
 
