@@ -30,7 +30,6 @@ SAVE_EVERY = 10
 def _start(run: Path, vocabulary: Path, compiled: Path, steps: int) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
-        "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
@@ -61,14 +60,18 @@ def _steps(run: Path) -> list[int]:
     )
 
 
-def _unfinished(run: Path) -> bool:
+def _unfinished(run: Path, began: float) -> bool:
+    """Whether a checkpoint is being written that was begun after `began` (seconds, epoch)."""
     folder = run / "checkpoints"
-    return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
+    try:
+        return any("tmp" in p.name and p.stat().st_mtime > began for p in folder.iterdir())
+    except FileNotFoundError:  # finished in between, or none yet
+        return False
 
 
 def _kill(process: subprocess.Popen[str], run: Path, moment: str, rng: random.Random) -> bool:
     """Kills the process at a moment; returns whether a checkpoint was being written then."""
-    file = run / "metrics.jsonl"
+    file, began = run / "metrics.jsonl", time.time()
     if moment == "start":
         time.sleep(rng.uniform(0.0, 4.0))
     else:
@@ -76,10 +79,10 @@ def _kill(process: subprocess.Popen[str], run: Path, moment: str, rng: random.Ra
         while process.poll() is None and (file.stat().st_size if file.exists() else 0) <= size:
             time.sleep(0.002)
         time.sleep(rng.uniform(0.0, 0.5))
-        while moment == "save" and process.poll() is None and not _unfinished(run):
+        while moment == "save" and process.poll() is None and not _unfinished(run, began):
             time.sleep(0.0005)
         time.sleep(rng.uniform(0.0, 0.02) if moment == "save" else 0.0)
-    saving = _unfinished(run)
+    saving = _unfinished(run, began)
     process.kill()
     return saving
 
@@ -117,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    os.environ["JAX_PLATFORMS"] = "cpu"
     from dlm_jax.data.vocabularies import ByteVocabulary
 
     rng = random.Random(arguments.seed)

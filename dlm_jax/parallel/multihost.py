@@ -5,6 +5,7 @@ Everything here does nothing at once for a process that is alone.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import os
@@ -20,13 +21,16 @@ from jax._src import distributed  # the key-value store has no public name
 
 from dlm_jax.errors import RetryError, UserError
 from dlm_jax.parallel.cluster import Cluster
+from dlm_jax.parallel.lifeline import Lifeline, host_lifelines, join_lifeline
 
 T = TypeVar("T")
 
 # Errors that would come again however often the processes are started.
 _LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
 _POLL_MILLISECONDS = 2000
+_LIFELINE = "dlm_jax/lifeline"
 _numbers = itertools.count()
+_lifeline: Lifeline | None = None
 
 
 def initialize(
@@ -73,6 +77,32 @@ def initialize(
             f"process {cluster.process_id} did not meet the others at {cluster.coordinator} (from "
             f"{cluster.source}) within {initialization_timeout} s: {reason}"
         ) from error
+    _hold_on()
+
+
+def _hold_on() -> None:
+    """Ties the processes together, so that the death of one ends all at once."""
+    global _lifeline
+    state = distributed.global_state
+    client: Any = state.client
+    try:
+        if state.process_id == 0:
+            _lifeline = host_lifelines(
+                state.num_processes - 1, lambda text: client.key_value_set(_LIFELINE, text)
+            )
+        else:
+            host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+            _lifeline = join_lifeline(host, _read(client, _LIFELINE))
+    except OSError as error:
+        # A firewall between the hosts, say: slower, but not wrong.
+        print(
+            f"dlm: no lifeline between the processes ({error}); the heartbeat alone tells when one "
+            "is lost",
+            file=sys.stderr,
+        )
+        return
+    # Registered after JAX's own, hence called before it waits for the others.
+    atexit.register(_lifeline.let_go)
 
 
 def _await_name(cluster: Cluster, timeout: int) -> None:
@@ -205,6 +235,8 @@ def leave(code: int, patience: float = 3.0) -> None:
     if _count() == 1:
         return
     if patience:
+        if _lifeline is not None:
+            _lifeline.let_go()
         farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         farewell.start()
         farewell.join(patience)

@@ -17,10 +17,10 @@ import pytest
 from dlm_jax.checkpoints.loading import load_model
 from dlm_jax.errors import EXIT_RETRY, EXIT_USER_ERROR
 
-STEPS = 12
+ENDLESS = "TOTAL_STEPS=2000"
 BINDINGS = (
     "BATCH_SIZE=8",
-    "SAVE_EVERY=4",
+    "SAVE_EVERY=1000",
     "LENGTH=32",
     "EncoderConfig.num_layers=1",
     "LOG_EVERY=1",
@@ -30,7 +30,6 @@ BINDINGS = (
     "train.mesh=@MeshConfig()",
 )
 EVALUATED = (
-    f"TOTAL_STEPS={STEPS}",
     "train.evaluators=(@LikelihoodEvaluator(),)",
     "LikelihoodEvaluator.task='toy_v1.echo'",
     "LikelihoodEvaluator.max_examples=8",
@@ -112,26 +111,55 @@ def _wait_for_step(run, processes, step):
 
 
 @pytest.fixture(scope="module")
-def alone(train, tmp_path_factory):
+def interrupted(train, tmp_path_factory):
+    """A run of two processes that was told to stop, then killed; its folder, and its last step."""
+    run = tmp_path_factory.mktemp("interrupted") / "run"
+    settings = {"devices": 4, "processes": 2}
+    # One process is told to stop: both save the same step and ask to be started again.
+    processes = train(run, ENDLESS, **settings)
+    _wait_for_step(run, processes, 2)
+    processes[1].send_signal(signal.SIGTERM)
+    outcomes = _outcomes(processes)
+    assert [code for code, _ in outcomes] == [EXIT_RETRY, EXIT_RETRY], outcomes
+    [step] = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert all(f"step {step} is saved" in error for _, error in outcomes)
+
+    # One process is killed: the other is gone within seconds, and asks for the same.
+    processes = train(run, ENDLESS, **settings)
+    _wait_for_step(run, processes, step + 2)
+    processes[1].kill()
+    began = time.monotonic()
+    assert processes[0].wait(timeout=60) == EXIT_RETRY
+    assert time.monotonic() - began < 5
+    _outcomes(processes)
+
+    _finish(train(run, f"TOTAL_STEPS={step + 4}", **settings))
+    return run, step + 4
+
+
+@pytest.fixture(scope="module")
+def alone(train, interrupted, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone") / "run"
-    _finish(train(run, *EVALUATED))
+    _finish(train(run, f"TOTAL_STEPS={interrupted[1]}", *EVALUATED))
     return run
 
 
 @pytest.fixture(scope="module")
-def pair(train, tmp_path_factory):
+def pair(train, interrupted, tmp_path_factory):
+    """The same run of two processes, left in peace; its folder, and what they printed."""
     run = tmp_path_factory.mktemp("pair") / "run"
-    errors = _finish(train(run, *EVALUATED, devices=4, processes=2))
-    return run, errors
+    total = f"TOTAL_STEPS={interrupted[1]}"
+    return run, _finish(train(run, total, *EVALUATED, devices=4, processes=2))
 
 
-def test_a_run_moves_from_8_devices_to_2_to_1(train, alone, tmp_path):
-    run = tmp_path / "run"
-    for devices, steps in ((8, 4), (2, 8), (1, STEPS)):
-        _finish(train(run, f"TOTAL_STEPS={steps}", devices=devices))
-        assert load_model(run).step == steps
-    _same_figures(_lines(run), _lines(alone))
-    _close(load_model(run), load_model(alone))
+def test_told_to_stop_then_killed_and_still_the_same(interrupted, pair):
+    theirs, ours = load_model(interrupted[0]), load_model(pair[0])
+    jax.tree.map(np.testing.assert_array_equal, theirs.parameters, ours.parameters)
+    figures = ("step", "loss", "grad_norm", "learning_rate")
+    assert [[e[f] for f in figures] for e in _lines(interrupted[0])] == [
+        [e[f] for f in figures] for e in _lines(pair[0])
+    ]
+    assert any(entry["restart_seconds"] > 0 for entry in _lines(interrupted[0], "goodput"))
 
 
 def test_two_processes_of_four_devices_are_one_of_one(pair, alone):
@@ -149,36 +177,13 @@ def test_one_process_writes_and_the_step_is_compiled_once(pair):
     assert len(list((run / "tensorboard").iterdir())) == 1
 
 
-def test_told_to_stop_then_killed_and_still_the_same(train, pair, tmp_path):
-    run = tmp_path / "run"
-    settings = {"devices": 4, "processes": 2}
-    # One process is told to stop: both save the same step and ask to be started again.
-    processes = train(run, f"TOTAL_STEPS={STEPS}", **settings)
-    _wait_for_step(run, processes, 2)
-    processes[1].send_signal(signal.SIGTERM)
-    outcomes = _outcomes(processes)
-    assert [code for code, _ in outcomes] == [EXIT_RETRY, EXIT_RETRY], outcomes
-    [step] = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
-    assert all(f"step {step} is saved" in error for _, error in outcomes)
-    assert 2 < step < STEPS - 2
-
-    # One process is killed: the other is gone within seconds, and asks for the same.
-    processes = train(run, f"TOTAL_STEPS={STEPS}", **settings)
-    _wait_for_step(run, processes, step + 1)
-    processes[1].kill()
-    began = time.monotonic()
-    assert processes[0].wait(timeout=60) == EXIT_RETRY
-    assert time.monotonic() - began < 5
-    _outcomes(processes)
-
-    _finish(train(run, f"TOTAL_STEPS={STEPS}", **settings))
-    theirs, ours = load_model(run), load_model(pair[0])
-    jax.tree.map(np.testing.assert_array_equal, theirs.parameters, ours.parameters)
-    figures = ("step", "loss", "grad_norm", "learning_rate")
-    assert [[e[f] for f in figures] for e in _lines(run)] == [
-        [e[f] for f in figures] for e in _lines(pair[0])
-    ]
-    assert any(entry["restart_seconds"] > 0 for entry in _lines(run, "goodput"))
+def test_a_run_moves_from_8_devices_to_2_to_1(train, interrupted, alone, tmp_path):
+    run, last = tmp_path / "run", interrupted[1]
+    for devices, steps in ((8, 2), (2, 4), (1, last)):
+        _finish(train(run, f"TOTAL_STEPS={steps}", devices=devices))
+        assert load_model(run).step == steps
+    _same_figures(_lines(run), _lines(alone))
+    _close(load_model(run), load_model(alone))
 
 
 def test_processes_with_other_settings_refuse_to_start(train, tmp_path):
