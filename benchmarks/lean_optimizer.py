@@ -1,0 +1,134 @@
+"""What a leaner optimizer state costs in loss: four settings of AdamW, same data and same noise.
+
+    python benchmarks/lean_optimizer.py [--steps 600] [--seeds 1]
+
+Trains a small encoder by diffusion, from random weights, on the bytes of this package's own source,
+once for each setting and seed, with the real training step. Prints the bytes that the state takes
+for each parameter, and the diffusion loss of held-out windows under fixed noise with its difference
+to float32 AdamW, paired by batch of windows and seed; ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import dlm_jax
+from dlm_jax.data.vocabularies import ByteVocabulary
+from dlm_jax.models import encoder as encoders
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.training.objectives import Diffusion
+from dlm_jax.training.optimizers import AdamW
+from dlm_jax.training.scoring import score
+from dlm_jax.training.state import TrainState
+from dlm_jax.training.step import make_train_step
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float32, full": {},
+    "bfloat16, full": {"first_moment": "bfloat16"},
+    "float32, factored": {"second_moment": "factored"},
+    "bfloat16, factored": {"first_moment": "bfloat16", "second_moment": "factored"},
+}
+ROWS, LENGTH, HELD_OUT = 16, 64, 16
+CONFIG = EncoderConfig(
+    vocab_size=264,
+    embed_dim=128,
+    num_layers=2,
+    num_heads=1,  # of width 128, as XXL's, so that all large arrays are factored
+    mlp_dim=512,
+    max_positions=LENGTH + 2,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+)
+# Each token's loss at each time counts alike, which makes the loss easy to compare.
+OBJECTIVE = Diffusion(pairing="single", weighting="constant").build(ByteVocabulary())
+
+Batch = dict[str, jax.Array]
+
+
+def _windows() -> np.ndarray:
+    """int32 [windows, length] ids of the package's source, in an order of its own."""
+    folder = Path(dlm_jax.__file__).parent
+    text = "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
+    ids = np.asarray(ByteVocabulary().encode(text), np.int32)
+    windows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    return np.random.default_rng(0).permutation(windows)
+
+
+def _batch(windows: np.ndarray, first_id: int) -> Batch:
+    rows = len(windows)
+    return {
+        "tokens": jnp.asarray(windows),
+        "segment_ids": jnp.ones((rows, LENGTH), jnp.int32),
+        "positions": jnp.tile(jnp.arange(LENGTH, dtype=jnp.int32), (rows, 1)),
+        "example_ids": jnp.tile(jnp.arange(rows, dtype=jnp.int32)[:, None] + first_id, (1, LENGTH)),
+        "maskable": jnp.ones((rows, LENGTH), bool),
+    }
+
+
+@jax.jit
+def _held_out_loss(parameters: Any, batch: Batch) -> jax.Array:
+    noised = OBJECTIVE.noise(batch, jax.random.key(1, impl="threefry2x32"))
+    scores = score(encoders.from_parameters(CONFIG, parameters), noised)
+    return scores.nll.sum() / noised.absorbed.sum()
+
+
+def _train(optimizer: AdamW, windows: np.ndarray, steps: int, seed: int) -> tuple[list[float], int]:
+    """Held-out losses, nats per absorbed token, one for each batch; and bytes of the state."""
+    transformation = optimizer.build(steps)
+    parameters = encoders.parameters(encoders.Encoder(CONFIG, rngs=nnx.Rngs(seed)))
+    state = TrainState.create(parameters, transformation)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer_state))
+    step = jax.jit(make_train_step(CONFIG, OBJECTIVE, transformation, seed=seed), donate_argnums=0)
+    held_out, training = windows[: HELD_OUT * ROWS], windows[HELD_OUT * ROWS :]
+    order = np.random.default_rng(seed).integers(len(training), size=(steps, ROWS))
+    for number, chosen in enumerate(order):
+        state, _ = step(state, _batch(training[chosen], number * ROWS))
+    batches = [
+        _batch(rows, 10**6 + i * ROWS) for i, rows in enumerate(np.split(held_out, HELD_OUT))
+    ]
+    return [float(_held_out_loss(state.parameters, batch)) for batch in batches], size
+
+
+def main() -> None:
+    """Trains, prints the figures, and ends with one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    windows, figures = _windows(), {}
+    exact = np.zeros(0)
+    print(f"{'first, second moment':<22}{'bytes a parameter':>18}{'loss':>9}{'difference':>22}")
+    for name, setting in SETTINGS.items():
+        began = time.monotonic()
+        optimizer = AdamW(learning_rate=options.learning_rate, **setting)
+        runs = [_train(optimizer, windows, options.steps, seed) for seed in range(options.seeds)]
+        losses = np.asarray([loss for run, _ in runs for loss in run])
+        exact = exact if exact.size else losses
+        difference = losses - exact
+        error = difference.std(ddof=1) / len(difference) ** 0.5
+        size = runs[0][1] / CONFIG.num_parameters()
+        print(
+            f"{name:<22}{size:>18.2f}{losses.mean():>9.4f}"
+            f"{difference.mean():>+13.4f} ± {error:.4f}  ({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
+        figures[name] = {
+            "bytes_a_parameter": round(size, 3),
+            "loss": round(float(losses.mean()), 4),
+            "difference": [round(float(difference.mean()), 4), round(float(error), 4)],
+        }
+    print(json.dumps({"steps": options.steps, "seeds": options.seeds, "settings": figures}))
+
+
+if __name__ == "__main__":
+    main()
