@@ -169,6 +169,10 @@ def _top_level(text: str) -> list[str]:
 def _groups(instruction: Instruction, devices: int) -> np.ndarray:
     """Device numbers [groups, devices of a group]."""
     arguments = instruction.arguments
+    if instruction.opcode.startswith("collective-permute"):
+        pairs = _PAIRS.search(arguments)
+        listed_pairs = re.findall(r"\{([0-9,]+)\}", pairs[1]) if pairs else []
+        return np.array([_numbers(pair) for pair in listed_pairs]).reshape(-1, 2)
     iota = _IOTA.search(arguments)
     if iota:
         shape, dimensions = _numbers(iota[1]), _numbers(iota[2])
@@ -179,7 +183,7 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray:
     mesh = _MESH.search(arguments)
     if mesh:
         return _mesh_groups(mesh[1], mesh[2] or "")
-    listed = _LISTED.search(arguments) or _PAIRS.search(arguments)
+    listed = _LISTED.search(arguments)
     if listed:
         return np.array([_numbers(group) for group in re.findall(r"\{([0-9,]+)\}", listed[1])])
     return np.arange(devices)[None]
@@ -221,6 +225,8 @@ def _sent(kind: str, whole: int, groups: np.ndarray, domains: Sequence[int]) -> 
     """
     if kind == "send":
         return 0.0, float(whole)
+    if not groups.size:  # a permutation without pairs, a stub of one on other devices
+        return 0.0, 0.0
     if kind == "collective-permute":
         crossing = any(domains[source] != domains[target] for source, target in groups)
         return (0.0, float(whole)) if crossing else (float(whole), 0.0)

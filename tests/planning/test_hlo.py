@@ -161,6 +161,11 @@ def test_transfers_between_hosts_count_as_network() -> None:
     assert collectives(entry(line.replace(", is_host_transfer=true", "")), [0] * 8) == []
 
 
+def test_a_permutation_without_pairs_sends_nothing() -> None:
+    line = "%x = f32[2]{0} collective-permute(%a), channel_id=66, source_target_pairs={}"
+    assert collectives(entry(line), [0] * 8) == []
+
+
 def test_pieces_of_an_asynchronous_fusion_are_one_transfer() -> None:
     piece = (
         "%x.{0} = f32[1024]{{0}} all-gather(%a), channel_id=5, replica_groups=[1,8]<=[8], "
