@@ -7,11 +7,6 @@ from pathlib import Path
 
 import pytest
 
-MODULES = (
-    "bbh", "flan", "gsm8k", "mmlu", "multi30k", "natural_instructions", "summarization",
-    "translation", "tydiqa",
-)  # fmt: skip
-
 
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
