@@ -42,7 +42,7 @@ class Answer:
         text: the answer, or for infilling the whole text.
         score: mean over its tokens of their log-probability when they were written, nats.
         nfe: denoiser evaluations spent on the row.
-        log_probability: sum of them, nats.
+        log_probability: sum over all that was written, special tokens included, nats.
         tokens: ids written, special ones left out.
         length: tokens that there was room for.
     """
@@ -103,6 +103,8 @@ class DiffusionLanguageModel:
         Raises:
             UserError: a prompt is too long, or an option is wrong.
         """
+        if isinstance(prompts, str):
+            raise UserError("generate takes a list of prompts: put the text in brackets")
         ids = [[self.vocabulary.bos_id, *self.vocabulary.encode(prompt)] for prompt in prompts]
         if isinstance(length, int):
             return self.generate_ids(ids, [length] * len(ids), **options)
@@ -195,14 +197,46 @@ class DiffusionLanguageModel:
             row: list[Sequence[int] | int] = []
             for index, piece in enumerate(pieces):
                 if index % 2:
-                    row.append(int(piece or 1))
+                    row.append(self._gap_size(piece, text))
                 elif piece:
                     row.append(self.vocabulary.encode(piece))
             rows.append(row)
+        written = self._write(rows, **options)
         return [
-            dataclasses.replace(answer, text=self.vocabulary.decode(whole))
-            for answer, whole in self._write(rows, **options)
+            dataclasses.replace(answer, text=self._filled(_GAP.split(text), row, whole[1:]))
+            for text, row, (answer, whole) in zip(texts, rows, written, strict=True)
         ]
+
+    def _gap_size(self, piece: str | None, text: str) -> int:
+        size = int(piece or 1)
+        longest = self.denoiser.config.max_length
+        if not 1 <= size <= longest:
+            raise UserError(
+                f"{text!r} has a gap of {size} tokens, and 1 to {longest} can be filled"
+            )
+        return size
+
+    def _filled(self, pieces: Sequence[str], row: Parts, ids: Sequence[int]) -> str:
+        """The text with its gaps filled; what was given stands as it was, character for character.
+
+        Args:
+            pieces: given text and sizes of gaps in turn.
+            row: ids and sizes of the same, without the empty texts.
+            ids: of the whole row, from the first given or written one.
+        """
+        parts, place, text = iter(row), 0, ""
+        for index, piece in enumerate(pieces):
+            if not index % 2:
+                text += piece
+                place += len(next(parts)) if piece else 0  # type: ignore[arg-type]
+                continue
+            end = place + int(next(parts))  # type: ignore[arg-type]
+            before = self.vocabulary.decode(ids[:place])
+            # Decoded together, so that pieces of one word are joined as they should be.
+            gap = self.vocabulary.decode(ids[:end]).removeprefix(before)
+            text += gap.lstrip() if not text or text[-1].isspace() else gap
+            place = end
+        return text
 
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], *, draws: int = 32, seed: int = 0
@@ -254,6 +288,12 @@ class DiffusionLanguageModel:
             segment_ids: int32 [batch, length], 0 = padding; default one segment a row.
         """
         tokens = np.asarray(tokens, np.int32)
+        longest = self.denoiser.config.max_length
+        if tokens.ndim != 2 or tokens.shape[1] > longest:
+            raise UserError(
+                f"tokens have the shape {list(tokens.shape)}, and must be [batch, length] with a "
+                f"length of at most {longest}"
+            )
         if positions is None:
             positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
         if segment_ids is None:
@@ -279,6 +319,8 @@ class DiffusionLanguageModel:
             temperature=temperature,
             early_exit=True,  # the same tokens and scores, for fewer evaluations
         )
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, and must be 1 or more")
         identities = range(len(rows)) if row_ids is None else row_ids
         size = min(batch_size, len(rows))
         if trace and len(rows) > batch_size:
@@ -317,7 +359,8 @@ class DiffusionLanguageModel:
             whole = tokens[row][np.asarray(canvas.segment_ids[row]) > 0].tolist()
             room = int(np.asarray(canvas.editable[row]).sum())
             text = self.vocabulary.decode(written[row])
-            total = mean * len(written[row])
+            # Of special tokens as well: a row of nothing else is no likelier for being empty.
+            total = float(scores[row][np.asarray(canvas.editable[row])].sum())
             yield Answer(text, mean, int(nfe[row]), total, written[row], room), whole
 
 

@@ -30,8 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
     from dlm_jax import config
 
     folder = Path(arguments.run_dir)
-    if not folder.is_dir():
-        raise UserError(f"--run_dir={arguments.run_dir} is not a folder")
+    if not (folder / "model.json").is_file():
+        raise UserError(
+            f"--run_dir={arguments.run_dir} is not a run folder: dlm import makes one of foreign "
+            "weights"
+        )
     trained = folder / "config.gin"
     modules = config.imported_modules(trained) if trained.is_file() else []
     checked = load_config(arguments, "evaluate", arguments.gin_file or [DEFAULT_FILE], modules)

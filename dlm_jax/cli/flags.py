@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -212,6 +213,13 @@ def import_task_module(name: str) -> Any:
     return import_task_modules([name])
 
 
+def shipped_modules() -> list[str]:
+    """Names of the task modules of this package."""
+    import dlm_jax.tasks
+
+    return [module.name for module in pkgutil.iter_modules(dlm_jax.tasks.__path__)]
+
+
 def module_name(name: str) -> str:
     """Returns the name under which `--import` finds a module, and makes a .py file findable.
 
@@ -228,6 +236,10 @@ def module_name(name: str) -> str:
         raise UserError(f"--import={name} names a file that does not exist{hint}")
     if not path.stem.isidentifier():
         raise UserError(f"--import={name} cannot be imported: {path.stem} is no name for a module")
+    if path.stem in shipped_modules():
+        raise UserError(
+            f"--import={name} has the name of a task module of this package, so rename the file"
+        )
     loaded = getattr(sys.modules.get(path.stem), "__file__", None)
     if path.stem in sys.modules and (loaded is None or Path(loaded).resolve() != path):
         raise UserError(f"--import={name} has the name of another module, so rename the file")

@@ -51,7 +51,10 @@ def import_weights(
 
     check_new(run_dir)
     loaded = load_model(source, vocabulary=vocabulary, seed=seed)
-    save_model(loaded, run_dir)
+    try:
+        save_model(loaded, run_dir)
+    except OSError as error:
+        raise UserError(f"--run_dir={run_dir} cannot be written: {error.strerror}") from error
     return loaded
 
 

@@ -7,6 +7,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlm_jax.errors import UserError
+
 if TYPE_CHECKING:
     from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
     from dlm_jax.models.config import EncoderConfig
@@ -22,7 +24,9 @@ def run(arguments: argparse.Namespace) -> None:
     from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 
     path = Path(arguments.source)
-    if path.name.isdigit() and path.parent.name == "checkpoints":
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        if not path.is_dir():
+            raise UserError(f"{path} does not exist")
         path = path.parent.parent
     folder = RunFolder(path)
     if folder.is_run:

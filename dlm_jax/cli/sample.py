@@ -52,13 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="never write </s> or its like within an answer, which may leave it shorter or empty",
     )
-    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--seed", type=_seed, help="of everything random")
     parser.add_argument("--trace", metavar="FILE.html", help="write how the answers came about")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints one answer a line, in the order of the prompts or texts."""
     prompts = _prompts(arguments.prompt)
+    for text in [*prompts, *arguments.infill]:
+        if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+            raise UserError(f"{text!r} is not UTF-8 text")
     if bool(prompts) == bool(arguments.infill):
         raise UserError("dlm sample needs either --prompt (repeatable, - for stdin) or --infill")
     if arguments.infill and arguments.length is not None:
@@ -94,6 +97,12 @@ def _titles(texts: list[str], options: dict[str, Any]) -> list[str]:
     return [f"{text} ({length} tokens)" for text in texts for length in lengths]
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def _lengths(text: str) -> int | list[int]:
     """Reads '16' or '1,2,4'."""
     parts = text.split(",")
@@ -119,5 +128,11 @@ def _write_trace(path: Path, model: DiffusionLanguageModel, titles: list[str]) -
 def _prompts(flags: list[str]) -> list[str]:
     prompts: list[str] = []
     for flag in flags:
-        prompts += [line.rstrip("\n") for line in sys.stdin] if flag == "-" else [flag]
+        if flag != "-":
+            prompts.append(flag)
+            continue
+        try:
+            prompts += [line.rstrip("\r\n") for line in sys.stdin]
+        except UnicodeDecodeError as error:
+            raise UserError("--prompt=-: the standard input is not UTF-8 text") from error
     return prompts

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import pkgutil
 from typing import TYPE_CHECKING
 
-from dlm_jax.cli.flags import add_import, import_modules
+from dlm_jax.cli.flags import add_import, import_modules, shipped_modules
 from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,10 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Lists all tasks, or shows examples of one, their maskable part marked."""
-    import dlm_jax.tasks
-
-    shipped = [module.name for module in pkgutil.iter_modules(dlm_jax.tasks.__path__)]
-    import_modules([*(f"dlm_jax.tasks.{name}" for name in shipped), *arguments.modules])
+    shipped = [f"dlm_jax.tasks.{name}" for name in shipped_modules()]
+    import_modules([*shipped, *arguments.modules])
     if arguments.action == "list":
         _list()
     elif not arguments.name or not arguments.vocabulary:

@@ -26,15 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Joins the other processes if there are any, checks the configuration, records it, trains."""
+    """Joins the other processes if there are any, checks the configuration, trains, records it."""
     several = join_processes(arguments)
     checked = _agreed_config(arguments) if several else _config(arguments)
     main = not several or _is_main()
-    if main:
-        from dlm_jax import config
 
-        config.record(checked, arguments.run_dir)
-    result = checked.call(run_dir=arguments.run_dir)
+    def record() -> None:
+        if main:
+            from dlm_jax import config
+
+            config.record(checked, arguments.run_dir)
+
+    # Not before `train` has found the values right: a refused command leaves the run as it was.
+    result = checked.call(run_dir=arguments.run_dir, on_ready=record)
     if main:
         run = arguments.run_dir
         print(

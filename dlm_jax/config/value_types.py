@@ -108,6 +108,8 @@ def _container_fits(value: Any, origin: Any, arguments: Any, produces: Produces)
 def _reference_fits(value: Reference, annotation: Any, produces: Produces) -> bool:
     target = produces(value)
     if not value.evaluate:
+        if inspect.isclass(target) and _is_protocol(annotation):
+            return False  # `@Name` is the class; an object with these methods is `@Name()`
         origin = typing.get_origin(annotation)
         return _is_callable(annotation) or (
             inspect.isclass(target)

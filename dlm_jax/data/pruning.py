@@ -103,7 +103,8 @@ def _prune_sentencepiece(
 ) -> PrunedVocabulary:
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.content)
+    # Protocol buffers make their classes when they are imported, which type checkers do not see.
+    model = getattr(sentencepiece_model_pb2, "ModelProto").FromString(vocabulary.content)  # noqa: B009
     if model.trainer_spec.model_type != _UNIGRAM:
         raise UserError("a SentencePiece model of another type than Unigram cannot be pruned")
     normal = [index for index, piece in enumerate(model.pieces) if piece.type == _NORMAL]

@@ -96,6 +96,12 @@ class TextTask:
         check_name(self.name)
         if not self.splits:
             raise UserError(f"Task {self.name} has no splits.")
+        for split, read in self.splits.items():
+            if not callable(read):
+                raise UserError(
+                    f"Task {self.name}, split {split}: {type(read).__name__} is no function that "
+                    "yields records (lambda: [...] makes one of a list)."
+                )
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -112,13 +118,25 @@ class TextTask:
           UserError: the split is unknown, a record lacks a key, or a text is empty or not UTF-8.
         """
         check_split(self, split)
-        for number, record in enumerate(self.splits[split]()):
+        for number, record in enumerate(self._records(split)):
             where = f"Task {self.name}, split {split}, record {number}"
             inputs = "" if self.inputs is None else _fill(self.inputs, record, "inputs", where)
             targets = _fill(self.targets, record, "targets", where)
             if not targets.strip():
                 raise UserError(f"{where}: targets is empty, so there is nothing to learn.")
             yield TextExample(inputs, targets)
+
+    def _records(self, split: str) -> Iterator[Record]:
+        where = f"Task {self.name}, split {split}"
+        try:
+            records = self.splits[split]()
+            if not isinstance(records, Iterable):
+                raise UserError(
+                    f"{where}: its function gives {type(records).__name__}, no records."
+                )
+            yield from records
+        except OSError as error:
+            raise UserError(f"{where} cannot be read: {error}.") from error
 
     def tokenized(
         self, split: str, vocabulary: Vocabulary
@@ -362,6 +380,10 @@ def _fill(template: Template, record: Record, part: str, where: str) -> str:
         key = str(error.args[0])
         raise UserError(
             f"{where} lacks the key {key!r} that {part} uses{nearest(key, map(str, record))}."
+        ) from error
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{where}: {part} cannot be made of it ({type(error).__name__}: {error})."
         ) from error
     if not isinstance(text, str):
         raise UserError(f"{where}: {part} is {type(text).__name__}, not text.")

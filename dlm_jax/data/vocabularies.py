@@ -230,9 +230,12 @@ class TokenizersVocabulary(Vocabulary):
 
         content = _read_file(Path(file))
         try:
-            pieces = content.decode("utf-8").splitlines()
+            # Not `splitlines`, which also splits at characters that may be pieces.
+            pieces = [line.rstrip("\r") for line in content.decode("utf-8").split("\n")]
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 text.") from error
+        if not pieces[-1]:
+            del pieces[-1]
         vocab = {piece: index for index, piece in enumerate(pieces)}
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
         tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)

@@ -73,12 +73,16 @@ class GeneratedBatch:
 GenerateFunction = Callable[[GenerationRequest], GeneratedBatch]
 
 
-def predictions_path(run_dir: str | Path, task: str, step: int, canvas: str = "fixed") -> Path:
+def predictions_path(
+    run_dir: str | Path, task: str, step: int, canvas: str = "fixed", split: str = "validation"
+) -> Path:
     """Returns where the predictions of a task at a step are kept.
 
-    An oracle canvas has a file of its own, so that its answers never pass for the model's.
+    An oracle canvas has a file of its own, so that its answers never pass for the model's; so has
+    every split but the validation one.
     """
-    suffix = ".oracle" if canvas == "oracle" else ""
+    suffix = "" if split == "validation" else f".{split}"
+    suffix += ".oracle" if canvas == "oracle" else ""
     return Path(run_dir) / "eval" / task / f"{step}{suffix}.jsonl"
 
 
@@ -168,27 +172,43 @@ def judge(
       of those of `evaluation.metrics`; and for each example those that are a mean of examples.
 
     Raises:
+      UserError: a metric fails, or does not return named figures.
       ValueError: no examples, unequal lengths, or two metrics that report the same name.
     """
     figures: dict[str, float] = {}
     per_example: list[dict[str, float]] = [{} for _ in predictions]
     for metric in metric_functions:
         measured = metrics_lib.statistics(metric, targets, predictions) or {}
-        values = dict(metric(targets, predictions))
+        values = _figures_of(metric, targets, predictions)
         clash = sorted(values.keys() & figures.keys())
         if clash:
             raise ValueError(f"two metrics report {clash[0]!r}")
         for name, value in values.items():
-            figures[name] = float(value)
+            figures[name] = value
             entry = measured.get(name)
             if entry is None:
                 continue
-            interval = metrics_lib.bootstrap_interval(entry.per_example, entry.figure)
-            figures[f"{name}_se"] = interval.standard_error
+            if len(predictions) > 1:
+                interval = metrics_lib.bootstrap_interval(entry.per_example, entry.figure)
+                figures[f"{name}_se"] = interval.standard_error
             if entry.per_example.shape[1] == 1:
                 for row, statistic in zip(per_example, entry.per_example[:, 0]):
                     row[name] = float(statistic)
     return figures, per_example
+
+
+def _figures_of(
+    metric: metrics_lib.MetricFunction,
+    targets: Sequence[metrics_lib.Target],
+    predictions: Sequence[str],
+) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in metric(targets, predictions).items()}
+    except Exception as error:  # Whatever a user's function does.
+        name = getattr(metric, "__name__", repr(metric))
+        raise UserError(
+            f"metric {name} fails on {len(predictions)} answers: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _records(
@@ -198,6 +218,7 @@ def _records(
     *,
     seed: int,
     canvas: str,
+    split: str,
 ) -> Iterator[dict[str, Any]]:
     for example, answer, judged in zip(examples, answers, per_example):
         targets = example.targets
@@ -209,6 +230,7 @@ def _records(
             "score": answer.score if math.isfinite(answer.score) else None,
             "nfe": answer.nfe,
             "seed": seed,
+            "split": split,
             "canvas": canvas,
             "canvas_length": answer.length,
             "metrics": dict(judged),
@@ -225,6 +247,7 @@ def evaluate_generation(
     run_dir: str | Path | None,
     response_length: int | None = None,
     canvas: str = "fixed",
+    split: str = "validation",
     batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -232,9 +255,10 @@ def evaluate_generation(
     """Generates an answer to every example, judges them, and keeps each prediction.
 
     Batches hold examples of similar length, since a row's answer does not depend on its
-    neighbours. Predictions go to `predictions_path(run_dir, task, step, canvas)` in the order of
-    `examples`, with the fields index, input, target, prediction, score, nfe, seed, canvas,
-    canvas_length and metrics (the per-example values).
+    neighbours. Predictions go to `predictions_path(run_dir, task, step, canvas, split)` in the
+    order of `examples`, with the fields index, input, target, prediction, score, nfe, seed, split,
+    canvas, canvas_length and metrics (the per-example values). They are kept before they are
+    judged.
 
     Args:
       generate: answers a batch of rows.
@@ -247,6 +271,7 @@ def evaluate_generation(
       canvas: 'fixed' = `response_length`; 'search' = `generate` chooses among lengths up to it;
         'oracle' = the length of the reference. Every figure of an oracle canvas is named
         `oracle_<figure>`, since the reference takes part in the answer.
+      split: of the task that the examples are from.
       batch_size: rows of a batch.
       seed: of the random numbers of generation.
       progress: called with (examples done, examples in all) after each batch.
@@ -256,7 +281,7 @@ def evaluate_generation(
       nats a token), `nfe` (mean denoiser evaluations), and `n`, the number of examples.
 
     Raises:
-      UserError: no examples, an unknown canvas, or no length for it.
+      UserError: no examples, an unknown canvas, no length for it, or a metric that fails.
       ValueError: `generate` does not return one answer a row, or metrics clash.
     """
     if not examples:
@@ -268,12 +293,15 @@ def evaluate_generation(
         generate, examples, lengths, batch_size=batch_size, seed=seed, progress=progress
     )
     targets = [example.targets for example in examples]
+
+    def keep(judged: Sequence[Mapping[str, float]]) -> None:
+        if run_dir is not None:
+            records = _records(examples, answers, judged, seed=seed, canvas=canvas, split=split)
+            write_json_lines(predictions_path(run_dir, task, step, canvas, split), records)
+
+    keep([{}] * len(answers))
     figures, per_example = judge(metric_functions, targets, [answer.text for answer in answers])
-    if run_dir is not None:
-        write_json_lines(
-            predictions_path(run_dir, task, step, canvas),
-            _records(examples, answers, per_example, seed=seed, canvas=canvas),
-        )
+    keep(per_example)
     finite = [answer.score for answer in answers if math.isfinite(answer.score)]
     if finite:
         figures["score"] = math.fsum(finite) / len(finite)

@@ -188,13 +188,13 @@ def _predictions(folder: Path) -> tuple[list[Predictions], int]:
     root = folder / "eval"
     for path in sorted(root.rglob("*.jsonl")):
         step, _, kind = path.name.removesuffix(".jsonl").partition(".")
-        if not step.isdigit():
+        if not step.isdecimal():
             continue
         records, skipped = read_json_lines(path)
         unreadable += skipped
         if records:
             task = path.parent.relative_to(root).as_posix()
-            canvas = kind or str(records[0].get("canvas", "fixed"))
+            canvas = "oracle" if "oracle" in kind.split(".") else str(records[0].get("canvas"))
             found.append(Predictions(task, int(step), canvas, records))
     return sorted(found, key=lambda entry: (entry.task, entry.canvas, -entry.step)), unreadable
 

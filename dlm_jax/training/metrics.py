@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import sys
@@ -45,7 +46,8 @@ def append_metrics(file: Path, step: int, results: Mapping[str, Mapping[str, flo
 
 
 def _entry(step: int, split: str, values: Mapping[str, float]) -> dict[str, Any]:
-    plain = {k: v if isinstance(v, int) else float(v) for k, v in values.items()}
+    # JSON has neither NaN nor infinity.
+    plain = {k: v if isinstance(v, int) else _finite(float(v)) for k, v in values.items()}
     return {"step": step, "split": split, "time": round(time.time(), 3), **plain}
 
 
@@ -59,6 +61,10 @@ def _times(file: Path, split: str | None = None) -> list[float]:
                 if split in (None, entry["split"]):
                     times.append(float(entry["time"]))
     return times
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class MetricsWriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     data_cache_dir: str | None = None,
     allow_evaluation_only: bool = False,
+    on_ready: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Trains a model, or goes on with the run that `run_dir` already holds.
 
@@ -133,6 +134,7 @@ def train(
         profile_steps: first and last step of a profile in `run_dir`/profile; None = none.
         data_cache_dir: where tokenised data are kept between runs; None = in memory.
         allow_evaluation_only: train on a set that is meant for evaluation only.
+        on_ready: called once everything has been found right, before the first file is written.
 
     Raises:
         UserError: a value, task, checkpoint or file is wrong; nothing has been compiled or changed
@@ -185,6 +187,8 @@ def train(
             if resumed >= total_steps and not owed:
                 manager.close()
                 return TrainResult(folder.path, resumed, {}, time.time() - began)
+            if on_ready is not None:
+                on_ready()
             _describe(folder, description, start.vocabulary, shardings.parameters)
             step_function = jit_step(
                 make_train_step(

@@ -184,6 +184,40 @@ def test_an_empty_answer_says_why_and_how_to_forbid_it(tmp_path, capsys):
     assert len(out) == 4 and set(out[:3]) <= set("ab")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt=a\udc80"], "'a\\udc80' is not UTF-8 text"),
+        (["--prompt=a", f"--seed={10**20}"], f"'{10**20}' is no whole number from 0 to 4294967295"),
+        (["--infill=a<mask>*99999999999"], "has a gap of 99999999999 tokens, and 1 to 64"),
+    ],
+)
+def test_sample_refuses_odd_input(folder, capsys, flags, message):
+    code, _, err = run(capsys, "sample", f"--run_dir={folder}", *flags)
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_verbs_leave_what_is_no_run_as_it_was(folder, tmp_path, capsys):
+    before = sorted(path.name for path in folder.iterdir())
+    code, _, err = run(capsys, "eval", f"--run_dir={folder}")
+    assert (code, err.count("is not a run folder")) == (2, 1)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    code, _, err = run(capsys, "import", folder, "--run_dir=/dev/null/x")
+    assert (code, err) == (
+        2,
+        "dlm: error: --run_dir=/dev/null/x cannot be written: Not a directory\n",
+    )
+    code, _, err = run(capsys, "inspect", tmp_path / "checkpoints" / "77")
+    assert (code, err.count("does not exist")) == (2, 1)
+
+
+def test_a_task_file_may_not_have_the_name_of_a_shipped_module(tmp_path, capsys):
+    file = tmp_path / "prose.py"
+    file.write_text("", encoding="utf-8")
+    code, _, err = run(capsys, "tasks", "list", f"--import={file}")
+    assert (code, err.count("so rename the file")) == (2, 1)
+
+
 def test_sample_refuses_before_it_loads(folder, capsys):
     flags = [f"--run_dir={folder}", "--infill=a<mask>", "--length=3"]
     code, _, err = run(capsys, "sample", *flags)

@@ -216,3 +216,27 @@ def test_vocabularies_and_tasks_import_neither_jax_nor_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": "What { is {src}?"}, "record 0: inputs cannot be made of it .ValueError"),
+        ({"inputs": "{}"}, "record 0: inputs cannot be made of it"),
+        ({"inputs": "{src.name}"}, "cannot be made of it .AttributeError"),
+        ({"splits": {"train": lambda: ["a", "b"]}}, "record 0: inputs cannot be made of it"),
+        ({"splits": {"train": lambda: None}}, "its function gives NoneType, no records"),
+        (
+            {"splits": {"train": lambda: iter(Path("/none/there").read_text())}},
+            "train cannot be read: .*No such",
+        ),
+    ],
+)
+def test_a_mistake_in_a_task_file_is_one_sentence(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        list(pairs(**changes).examples("train"))
+
+
+def test_a_split_is_a_function() -> None:
+    with pytest.raises(UserError, match="split train: list is no function that yields records"):
+        pairs(splits={"train": RECORDS})

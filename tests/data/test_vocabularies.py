@@ -263,3 +263,13 @@ def test_wrong_paths_and_alphabets(tmp_path: Path) -> None:
             CharacterVocabulary(alphabet)
     with pytest.raises(UserError, match="cannot be read"):
         TokenizersVocabulary(tmp_path / "tokenizer.json")
+
+
+def test_a_wordpiece_file_has_one_piece_a_line_whatever_the_pieces(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2028", "\u0085", "b", "c"]
+    for ending in ("", "\n"):
+        file = tmp_path / "vocab.txt"
+        file.write_bytes("\n".join(pieces).encode() + ending.encode())
+        vocabulary = TokenizersVocabulary.from_wordpieces(file)
+        assert vocabulary.size == 10
+        assert vocabulary.encode("a b c") == [5, 8, 9]

@@ -49,6 +49,15 @@ def undisturbed(dlm, train_arguments, tmp_path_factory):
     return run
 
 
+def test_a_refused_command_leaves_the_record_of_a_run_as_it_was(dlm, train_arguments, undisturbed):
+    record = (undisturbed / "config.gin").read_text()
+    refused = dlm(*train_arguments(undisturbed, "TOTAL_STEPS=-5"))
+    _, err = refused.communicate(timeout=120)
+    assert (refused.returncode, err.count("train.total_steps must be at least 1")) == (2, 1)
+    assert (undisturbed / "config.gin").read_text() == record
+    assert not list(undisturbed.glob("config.*.gin"))
+
+
 def test_kill_9_at_three_moments_changes_no_bit(dlm, train_arguments, undisturbed, tmp_path):
     run = tmp_path / "run"
     arguments = train_arguments(run)

@@ -71,6 +71,7 @@ def test_every_prediction_is_kept_in_order_and_read_back(tmp_path: Path) -> None
         "score": -0.5,
         "nfe": 10,
         "seed": 9,
+        "split": "validation",
         "canvas": "fixed",
         "canvas_length": 5,
         "metrics": {"exact_match": 1.0},
@@ -121,6 +122,35 @@ def test_a_searched_length_is_the_one_of_the_answer(tmp_path: Path) -> None:
     run(tmp_path, canvas="search")
     records, _ = read_json_lines(tmp_path / "eval/family/quiz/30.jsonl")
     assert {(record["canvas"], record["canvas_length"]) for record in records} == {("search", 5)}
+
+
+def test_answers_are_kept_when_a_metric_fails_and_every_split_has_its_file(tmp_path: Path) -> None:
+    def broken(targets, predictions):
+        raise RuntimeError("no luck")
+
+    with pytest.raises(UserError, match="metric broken fails on 11 answers: RuntimeError: no luck"):
+        evaluate_generation(
+            Model(), EXAMPLES, [broken], task="quiz", step=3, run_dir=tmp_path, response_length=2
+        )
+    records, _ = read_json_lines(predictions_path(tmp_path, "quiz", 3))
+    assert len(records) == 11 and {record["split"] for record in records} == {"validation"}
+    run(tmp_path)
+    run(tmp_path, split="test")
+    names = {path.name for path in (tmp_path / "eval/family/quiz").iterdir()}
+    assert names == {"30.jsonl", "30.test.jsonl"}
+
+
+def test_one_example_has_no_standard_error(tmp_path: Path) -> None:
+    figures = evaluate_generation(
+        Model(),
+        EXAMPLES[:1],
+        [metrics.exact_match],
+        task="quiz",
+        step=3,
+        run_dir=None,
+        response_length=2,
+    )
+    assert figures["exact_match"] == 1.0 and "exact_match_se" not in figures
 
 
 def test_own_metrics_count_without_intervals_and_names_may_not_clash(tmp_path: Path) -> None:
