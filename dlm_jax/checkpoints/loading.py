@@ -84,7 +84,7 @@ def _from_run(folder: RunFolder, step: int | None) -> LoadedModel:
         if chosen is None:
             raise UserError(f"run {folder.path} has no finished checkpoint yet")
         abstract = encoder.abstract_parameters(description.config)
-        on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        on_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_device), abstract
         )
