@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlm_jax.evaluation.run_records import (
+    VERDICTS,
     Quantity,
     Series,
     Stage,
@@ -33,7 +34,7 @@ COLOR_VARIABLES = {
 }
 
 _TRAINING_PANELS = ("loss", "accuracy", "learning_rate", "tokens_per_second")
-HEADLINE = ("exact_match", "numeric_answer", "token_f1", "bleu", "rougeL", "nelbo")
+HEADLINE = (*VERDICTS, "token_f1", "bleu", "rougeL", "nelbo")
 MARKERS = "osD^vPX"
 _MAX_LINES = len(SERIES_COLORS)
 _MAX_ROWS = 24
@@ -395,7 +396,7 @@ def _verdicts(records: Sequence[dict[str, Any]]) -> list[tuple[float, bool]]:
         score = number(record.get("score"))
         if not isinstance(judged, dict) or not math.isfinite(score):
             continue
-        values = [number(judged.get(name)) for name in ("exact_match", "numeric_answer")]
+        values = [number(judged.get(name)) for name in VERDICTS]
         values = [value for value in values if math.isfinite(value)]
         if values:
             pairs.append((score, values[0] == 1.0))

@@ -9,7 +9,14 @@ from typing import Any
 
 from dlm_jax.evaluation import metrics
 from dlm_jax.evaluation.figures import COLOR_VARIABLES, Figure
-from dlm_jax.evaluation.run_records import Predictions, Stage, figure_names, number, quantity
+from dlm_jax.evaluation.run_records import (
+    VERDICTS,
+    Predictions,
+    Stage,
+    figure_names,
+    number,
+    quantity,
+)
 
 _DARK = {
     "--ink": "#e6ebf1",
@@ -210,7 +217,7 @@ def _signatures(stages: Sequence[Stage]) -> str:
 
 def _mark(record: Mapping[str, Any]) -> tuple[str, str]:
     judged = record.get("metrics")
-    for name in ("exact_match", "numeric_answer"):
+    for name in VERDICTS:
         value = number(judged.get(name)) if isinstance(judged, dict) else math.nan
         if math.isfinite(value):
             return ("right", "✓ right") if value == 1.0 else ("wrong", "✗ wrong")

@@ -43,6 +43,8 @@ QUANTITIES: dict[str, Quantity] = {
     "tokens_per_second": Quantity("throughput", "tokens/s", "higher"),
     "exact_match": Quantity("exact match", "fraction", "higher", 1.0),
     "numeric_answer": Quantity("numeric answer", "fraction", "higher", 1.0),
+    "option_accuracy": Quantity("accuracy of options", "fraction", "higher", 1.0),
+    "final_answer": Quantity("final answer", "fraction", "higher", 1.0),
     "token_f1": Quantity("token F1", "fraction", "higher", 1.0),
     "bleu": Quantity("BLEU", "0–100", "higher", 100.0),
     "bleu_lowercase": Quantity("BLEU, lower-cased", "0–100", "higher", 100.0),
@@ -67,6 +69,10 @@ def quantity(name: str) -> Quantity:
         base = quantity(name.removeprefix("oracle_"))
         return dataclasses.replace(base, label=f"{base.label}, oracle length")
     return Quantity(name.replace("_", " "))
+
+
+# Figures that say of one answer whether it is right, best known first.
+VERDICTS = ("exact_match", "numeric_answer", "option_accuracy", "final_answer")
 
 
 @dataclasses.dataclass(frozen=True)
