@@ -108,6 +108,7 @@ def test_metadata(metadata: email.message.Message, wheel: Path) -> None:
         "quickstart",
         "tpu",
         "cuda",
+        "plan",
         "bench",
         "dev",
     }
