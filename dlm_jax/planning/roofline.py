@@ -132,7 +132,9 @@ def _assumptions(
         f"a chip, {bandwidth / 1e9:.0f} GB/s a device; "
         f"{accelerator.network_bandwidth / 1e9:.1f} GB/s a device between slices or hosts",
     ]
-    if not isinstance(request, SamplingStep):
+    if isinstance(request, SamplingStep):
+        lines.append("FLOPs are the encoder's; the head is compiled for a piece of the positions")
+    else:
         lines += [
             f"the head projects {request.head_fraction:.0%} of the positions, the expected share",
             f"model FLOPs count {request.rows} rows a step through the denoiser "

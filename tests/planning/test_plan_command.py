@@ -46,6 +46,15 @@ def test_a_step_on_a_slice() -> None:
 
 
 @needs_libtpu
+def test_a_sampling_step_holds_parameters_and_no_optimizer() -> None:
+    flags = ("--gin_file=runs/evaluate.gin", "--model=test", "--topology=v5e:2x2", "--json")
+    plan = json.loads(dlm_plan(*flags, "--mesh=fsdp=4").stdout)
+    assert (plan["step"], plan["verdict"], plan["batch_size"]) == ("sampling", "fits", 64)
+    assert plan["parameters"] <= plan["state_bytes"] == plan["parameter_bytes"]
+    assert plan["parameter_bytes"] < 1.1 * 4 * plan["parameters"] / 4
+
+
+@needs_libtpu
 def test_what_does_not_fit_says_so_with_its_bytes_and_exits_with_1() -> None:
     flags = ("--gin_file=runs/adapt.gin", "--model=xxl", "--gin.BATCH_SIZE=4", "--mesh=fsdp=4")
     done = dlm_plan(*flags, "--topology=v5e:2x2", code=1)
