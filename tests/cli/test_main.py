@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,7 @@ def test_version(capsys):
         (["train", "--run_dir=x", "--gin.TASK"], "--gin.TASK has no value: write --gin.TASK=VALUE"),
         (["train", "--run_dir=x", "y"], "dlm train: y belongs to no flag; a text with spaces"),
         (["train", "--run_dir"], "dlm train: argument --run_dir: expected one argument"),
-        (["eval", "--run_dir=no_such"], "--run_dir=no_such is not a folder"),
+        (["eval", "--run_dir=no_such"], "--run_dir=no_such is not a run folder: dlm import"),
         (["tasks", "show"], "dlm tasks show needs the name of a task, and --vocabulary=PATH"),
         (["tasks", "list", "--gin.X=3"], "dlm tasks takes no gin bindings, such as --gin.X=3"),
         (["tasks", "lst"], "dlm tasks: argument action: invalid choice: 'lst'"),
@@ -103,20 +104,23 @@ def test_debug_adds_the_traceback(capsys):
     assert err.splitlines()[-1].startswith("dlm: error: trian is no verb")
 
 
-def fake_train(run_dir: str, task: str, steps: int = 1) -> SimpleNamespace:
+def fake_train(
+    run_dir: str, task: str, steps: int = 1, on_ready: Callable[[], None] = lambda: None
+) -> SimpleNamespace:
     if task == "fails":
         raise RuntimeError("loss is\nnan")
     if task == "interrupted":
         raise KeyboardInterrupt
     if task == "refused":
         raise UserError("task refused is for evaluation only")
+    on_ready()
     with open(os.path.join(run_dir, "result.json"), "w") as file:
         json.dump({"task": task, "steps": steps}, file)
     return SimpleNamespace(step=steps, seconds=0.5)
 
 
 def fake_evaluate(run_dir: str, task: str | None = None) -> dict[str, dict[str, float]]:
-    fake_train(run_dir, f"evaluation of {task}")
+    fake_train(run_dir, f"evaluation of {task}", on_ready=lambda: None)
     return {"eval/fake": {"nelbo": 2.0, "nelbo_se": 0.25, "n": 4.0}}
 
 
@@ -181,6 +185,7 @@ def test_eval_imports_the_modules_of_the_run(fakes, capsys, monkeypatch):
     (fakes / "my_task_module.py").write_text("open('imported', 'a').write('x')\n")
     (fakes / "r").mkdir()
     (fakes / "r/config.gin").write_text("import my_task_module\nZebra.x = 1\n")
+    (fakes / "r/model.json").write_text("{}")
     (fakes / "e.gin").write_text("evaluate.task = 't'\n")
     monkeypatch.delitem(sys.modules, "my_task_module", raising=False)
     assert run(capsys, "eval", "--run_dir=r", "--gin_file=e.gin")[0] == 0
@@ -287,7 +292,7 @@ def test_interrupt_from_outside(tmp_path):
         import signal, sys, time
         from dlm_jax import cli
         from dlm_jax.cli import configurables
-        def train(run_dir):
+        def train(run_dir, on_ready=None):
             print("ready", flush=True)
             time.sleep(60)
         configurables.CONFIGURABLES = {"train": train, "evaluate": train}
