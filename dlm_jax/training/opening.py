@@ -13,6 +13,7 @@ from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.training.loop import Cadence
 from dlm_jax.training.start import Start
+from dlm_jax.training.state import TrainState
 
 
 def model_info(config: EncoderConfig, shardings: Any) -> str:
@@ -29,24 +30,27 @@ def model_info(config: EncoderConfig, shardings: Any) -> str:
 def opening(
     folder: RunFolder,
     start: Start,
+    state: TrainState,
     loader: Loader,
     mesh: jax.sharding.Mesh,
     tokens: int,
     cadence: Cadence,
     resumed: int,
 ) -> str:
-    """Says what will happen: devices, model, data, steps, and how to resume."""
+    """Says what will happen: devices, model and its state, data, steps, and how to resume."""
     devices = jax.devices()
     parameters = start.config.num_parameters()
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    # Parameters, their gradient and two moments, in float32.
-    state_gib = 16 * parameters / (mesh.shape["fsdp"] * mesh.shape["tensor"]) / 2**30
+    state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     tables = loader.tables
     examples = ", ".join(f"{name} ({len(table):,} examples)" for name, table in tables.items())
     first = f"resumes after step {resumed}" if resumed else f"starts from {start.origin}"
     lines = [
         ("devices", f"{len(devices)} x {devices[0].device_kind}, mesh {sizes}"),
-        ("model", f"{parameters:,} parameters, {state_gib:.2f} GiB of training state a device"),
+        (
+            "model",
+            f"{parameters:,} parameters, {state_bytes / 2**30:.2f} GiB of training state a device",
+        ),
         ("data", f"{examples}, {tokens:,} token positions a step"),
         ("run", f"{folder.path} {first}, {cadence.total_steps - resumed:,} steps to go"),
         (

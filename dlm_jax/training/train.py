@@ -211,7 +211,9 @@ def train(
             silent = not multihost.is_main()
             with Progress(folder.path.name, total_steps, resumed, silent=silent) as progress:
                 tokens = batch_size * length
-                progress.say(opening(folder, start, loader, device_mesh, tokens, cadence, resumed))
+                progress.say(
+                    opening(folder, start, state, loader, device_mesh, tokens, cadence, resumed)
+                )
                 monitors = Monitors(
                     goodput=Goodput(began, writer.accounted_until),
                     stops=stops,
