@@ -59,7 +59,7 @@ def write_report(
             (folder / "figures").mkdir(exist_ok=True)
         for figure in figures:
             _write(folder / "figures" / f"{figure.name}.png", figure.png)
-        _write(target, page.encode("utf-8"))
+        _write(target, page.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {error.strerror}") from error
     return target

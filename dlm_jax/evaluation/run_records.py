@@ -13,6 +13,8 @@ from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation.json_lines import read_json_lines
 
 EVALUATION_PREFIX = "eval/"
+# Axes add and subtract their ends, which must not overflow.
+_LARGEST = 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +140,10 @@ class Stage:
 
 
 def number(value: Any) -> float:
-    """Returns a JSON value as a float, NaN where it is no number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return math.nan
+    """Returns a JSON value as a float, NaN where it is no number or too large for any axis."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
+        return math.nan
+    return float(value)
 
 
 def series(lines: Iterable[Mapping[str, Any]], name: str) -> Series:

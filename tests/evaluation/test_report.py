@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation import figures, report_page
+from dlm_jax.evaluation import figures, report_page, run_records
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.evaluation.run_records import (
     QUANTITIES,
@@ -325,3 +326,18 @@ def test_matplotlib_is_imported_in_one_place() -> None:
     users = {path.name for path in room.glob("*.py") if "import matplotlib" in path.read_text()}
     users |= {path.name for path in room.glob("*.py") if "from matplotlib" in path.read_text()}
     assert users == {"figures.py"}
+
+
+@pytest.mark.parametrize("value", [10**400, 1e308, float("inf"), True, "3", None])
+def test_what_no_axis_can_show_is_no_number(value) -> None:
+    assert math.isnan(run_records.number(value))
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_shown_as_a_question_mark(tmp_path) -> None:
+    folder = tmp_path / "eval" / "toy_v1.echo"
+    folder.mkdir(parents=True)
+    record = {"index": 0, "input": "a", "target": "b", "prediction": "\ud800!", "canvas": "fixed"}
+    (folder / "3.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    (folder / "\u00b22.jsonl").write_text("{}\n", encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<div>?!</div>" in page
