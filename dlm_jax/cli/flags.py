@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -213,13 +212,6 @@ def import_task_module(name: str) -> Any:
     return import_task_modules([name])
 
 
-def shipped_modules() -> list[str]:
-    """Names of the task modules of this package."""
-    import dlm_jax.tasks
-
-    return [module.name for module in pkgutil.iter_modules(dlm_jax.tasks.__path__)]
-
-
 def module_name(name: str) -> str:
     """Returns the name under which `--import` finds a module, and makes a .py file findable.
 
@@ -236,6 +228,8 @@ def module_name(name: str) -> str:
         raise UserError(f"--import={name} names a file that does not exist{hint}")
     if not path.stem.isidentifier():
         raise UserError(f"--import={name} cannot be imported: {path.stem} is no name for a module")
+    from dlm_jax.data.tasks import shipped_modules
+
     if path.stem in shipped_modules():
         raise UserError(
             f"--import={name} has the name of a task module of this package, so rename the file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dlm_jax.cli.flags import add_import, import_modules, shipped_modules
+from dlm_jax.cli.flags import add_import, import_modules
 from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Lists all tasks, or shows examples of one, their maskable part marked."""
+    from dlm_jax.data.tasks import shipped_modules
+
     shipped = [f"dlm_jax.tasks.{name}" for name in shipped_modules()]
     import_modules([*shipped, *arguments.modules])
     if arguments.action == "list":

@@ -329,7 +329,7 @@ def _import_dotted(name: str) -> ModuleType:
             else:
                 if getattr(module, "__file__", None) or hasattr(module, "__path__"):
                     return module
-        raise UserError(f"Task module {name!r} is not found{nearest(name, _shipped_modules())}.")
+        raise UserError(f"Task module {name!r} is not found{nearest(name, shipped_modules())}.")
     finally:
         if added:
             sys.path.remove(here)
@@ -352,12 +352,11 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _shipped_modules() -> list[str]:
+def shipped_modules() -> list[str]:
+    """Names of the task modules of this package; none of them is imported."""
     spec = importlib.util.find_spec("dlm_jax.tasks")
     folders = spec.submodule_search_locations if spec else None
-    return [
-        file.stem for folder in folders or () for file in Path(folder).glob("*.py") if file.stem
-    ]
+    return [file.stem for folder in folders or () for file in Path(folder).glob("[!_]*.py")]
 
 
 def _register(entry: Task | Mixture) -> None:

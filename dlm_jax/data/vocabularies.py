@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlm_jax.data.files import read_json, read_lines
 from dlm_jax.errors import UserError, nearest
 
 DESCRIPTION_FILE = "vocabulary.json"
@@ -228,15 +229,7 @@ class TokenizersVocabulary(Vocabulary):
         """Builds BERT's tokenizer from a `vocab.txt`, one piece a line."""
         import tokenizers
 
-        content = _read_file(Path(file))
-        try:
-            # Not `splitlines`, which also splits at characters that may be pieces.
-            pieces = [line.rstrip("\r") for line in content.decode("utf-8").split("\n")]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text.") from error
-        if not pieces[-1]:
-            del pieces[-1]
-        vocab = {piece: index for index, piece in enumerate(pieces)}
+        vocab = {piece: index for index, piece in enumerate(read_lines(Path(file)))}
         tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
         tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -415,7 +408,7 @@ def _load_folder(folder: Path) -> Vocabulary:
 
 
 def _load_saved(folder: Path) -> Vocabulary:
-    description = _read_json(folder / DESCRIPTION_FILE)
+    description = read_json(folder / DESCRIPTION_FILE)
     kinds = ("sentencepiece", "tokenizers", "character", "byte")
     kind = description.get("kind")
     if description.get("format") != _FORMAT:
@@ -442,17 +435,7 @@ def _load_saved(folder: Path) -> Vocabulary:
 def _lowercase(folder: Path) -> bool:
     """Whether a BERT folder says its text is lower-cased; BERT's own default is that it is."""
     config = folder / "tokenizer_config.json"
-    return bool(_read_json(config).get("do_lower_case", True)) if config.exists() else True
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_file(file))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} does not hold a JSON object.")
-    return value
+    return bool(read_json(config).get("do_lower_case", True)) if config.exists() else True
 
 
 def _read_file(file: Path) -> bytes:

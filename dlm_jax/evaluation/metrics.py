@@ -142,24 +142,6 @@ def _by_group(name: str, scores: np.ndarray, targets: Sequence[Target]) -> dict[
     return measured
 
 
-def _exact_match_statistics(
-    targets: Sequence[Target], predictions: Sequence[str]
-) -> dict[str, Statistics]:
-    return _best_reference("exact_match", _same_text, targets, predictions)
-
-
-def _token_f1_statistics(
-    targets: Sequence[Target], predictions: Sequence[str]
-) -> dict[str, Statistics]:
-    return _best_reference("token_f1", _f1, targets, predictions)
-
-
-def _numeric_answer_statistics(
-    targets: Sequence[Target], predictions: Sequence[str]
-) -> dict[str, Statistics]:
-    return _best_reference("numeric_answer", _numbers_equal, targets, predictions)
-
-
 def _same_option(target: str, prediction: str) -> float:
     expected = chosen_option(target)
     return float(expected is not None and expected == chosen_option(prediction))
@@ -169,16 +151,11 @@ def _same_conclusion(target: str, prediction: str) -> float:
     return _same_text(conclusion(target), conclusion(prediction))
 
 
-def _option_accuracy_statistics(
-    targets: Sequence[Target], predictions: Sequence[str]
-) -> dict[str, Statistics]:
-    return _best_reference("option_accuracy", _same_option, targets, predictions)
-
-
-def _final_answer_statistics(
-    targets: Sequence[Target], predictions: Sequence[str]
-) -> dict[str, Statistics]:
-    return _best_reference("final_answer", _same_conclusion, targets, predictions)
+_exact_match_statistics = functools.partial(_best_reference, "exact_match", _same_text)
+_token_f1_statistics = functools.partial(_best_reference, "token_f1", _f1)
+_numeric_answer_statistics = functools.partial(_best_reference, "numeric_answer", _numbers_equal)
+_option_accuracy_statistics = functools.partial(_best_reference, "option_accuracy", _same_option)
+_final_answer_statistics = functools.partial(_best_reference, "final_answer", _same_conclusion)
 
 
 def _rouge_statistics(

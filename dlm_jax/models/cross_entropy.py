@@ -14,8 +14,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from dlm_jax.models.selected_positions import (
+    Gradients,
+    Outputs,
+    Rows,
+    products,
+    put_back,
+    scaled_gradients,
+    selected_first,
+)
 from dlm_jax.models.sharded_cross_entropy import sharded_cross_entropy
 from dlm_jax.models.vocabulary_shards import vocabulary_shards
 
@@ -78,11 +86,6 @@ def linear_cross_entropy(
     return _linear_cross_entropy(hidden, table, bias, rows, selected, chunk)
 
 
-Rows = tuple[jax.Array, jax.Array, jax.Array]
-Gradients = tuple[jax.Array, jax.Array, jax.Array]
-Outputs = tuple[jax.Array, jax.Array, jax.Array]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _linear_cross_entropy(
     hidden: jax.Array,
@@ -110,12 +113,7 @@ def _forward(
 def _backward(
     chunk: int, residuals: tuple[Gradients, jax.Array], cotangents: Outputs
 ) -> tuple[object, ...]:
-    gradients, selected = residuals
-    scale = cotangents[0]
-    scaled = [gradient * scale.astype(gradient.dtype) for gradient in gradients]
-    nothing = np.zeros(selected.shape, jax.dtypes.float0)
-    zeros = jnp.zeros(selected.shape, jnp.float32)
-    return (*scaled, (nothing, zeros, zeros), nothing)
+    return scaled_gradients(*residuals, cotangents[0])
 
 
 _linear_cross_entropy.defvjp(_forward, _backward)
@@ -134,7 +132,7 @@ def _loop(
     positions, embed = hidden.shape
     padded = -(-positions // chunk) * chunk
     count = selected.sum()
-    order = jnp.nonzero(selected, size=padded, fill_value=0)[0]
+    order = selected_first(selected, padded)
     kernel = table.astype(hidden.dtype)
 
     def project(index: jax.Array, carry: tuple) -> tuple:
@@ -145,7 +143,7 @@ def _loop(
         chosen = hidden[place]
         target, weight, smoothing = (row[place] for row in rows)
         weight, smoothing = jnp.where(live, weight, 0.0), jnp.where(live, smoothing, 0.0)
-        logits = _products("ne,ve->nv", chosen, kernel) + bias
+        logits = products("ne,ve->nv", chosen, kernel) + bias
         peak = logits.max(-1, keepdims=True)
         exponentials = jnp.exp(logits - peak)
         total = exponentials.sum(-1, keepdims=True)
@@ -174,10 +172,9 @@ def _loop(
     initial = (jnp.float32(0.0), jnp.zeros(padded), jnp.zeros(padded, bool), nothing)
     chunks = (count + chunk - 1) // chunk
     loss_sum, nll, correct, gradients = jax.lax.fori_loop(0, chunks, project, initial)
-    rank = jnp.cumsum(selected) - 1
-    outputs = loss_sum, jnp.where(selected, nll[rank], 0.0), selected & correct[rank]
+    outputs = loss_sum, put_back(nll, selected), put_back(correct, selected)
     if differentiate:
-        hidden_gradient = jnp.where(selected[:, None], gradients[0][rank], 0.0)
+        hidden_gradient = put_back(gradients[0], selected)
         gradients = (hidden_gradient.astype(hidden.dtype), *gradients[1:])
     return outputs, gradients
 
@@ -188,13 +185,9 @@ def _accumulate(
     # slope float32 [chunk, vocab]: the derivative of the loss with respect to the logits
     hidden_gradient, table_gradient, bias_gradient = gradients
     narrow = slope.astype(chosen.dtype)
-    chunk_gradient = _products("nv,ve->ne", narrow, kernel)
+    chunk_gradient = products("nv,ve->ne", narrow, kernel)
     return (
         jax.lax.dynamic_update_slice_in_dim(hidden_gradient, chunk_gradient, start, 0),
-        table_gradient + _products("nv,ne->ve", narrow, chosen),
+        table_gradient + products("nv,ne->ve", narrow, chosen),
         bias_gradient + slope.sum(0),
     )
-
-
-def _products(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)

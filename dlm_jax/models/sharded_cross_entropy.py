@@ -15,19 +15,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 
+from dlm_jax.models.selected_positions import (
+    Gradients,
+    Outputs,
+    Rows,
+    products,
+    put_back,
+    scaled_gradients,
+    selected_first,
+)
 from dlm_jax.models.vocabulary_shards import VocabularyShards, padded_rows, padded_table
 
 # Bytes of the float32 logits of a chunk on one device: large enough that the products outweigh
 # reading and writing the table's gradient once a chunk.
 _CHUNK_BYTES = 128 * 2**20
 _MIN_CHUNK = 256
-
-Rows = tuple[jax.Array, jax.Array, jax.Array]
-Gradients = tuple[jax.Array, ...]  # of hidden, table and bias; empty without differentiation
-Outputs = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,11 @@ class _Plan:
     shards: VocabularyShards
     vocab_size: int
     chunk: int
+
+
+def default_chunk(rows: int) -> int:
+    """Positions that a group projects at a time where each device holds so many rows."""
+    return max(_MIN_CHUNK, _CHUNK_BYTES // (4 * rows))
 
 
 def sharded_cross_entropy(
@@ -70,7 +79,7 @@ def sharded_cross_entropy(
     table = padded_table(table, shards)
     bias = padded_rows(bias, table.shape[0] - vocab_size)
     if chunk is None:
-        chunk = max(_MIN_CHUNK, _CHUNK_BYTES // (4 * (table.shape[0] // shards.num_shards)))
+        chunk = default_chunk(table.shape[0] // shards.num_shards)
     a_device = min(-(-chunk // shards.group), max(1, hidden.shape[0] // shards.num_token_shards))
     plan = _Plan(shards, vocab_size, a_device)
     rows = (targets, weight, smoothing_weight)
@@ -107,11 +116,7 @@ def _forward(
 def _backward(
     plan: _Plan, residuals: tuple[Gradients, jax.Array], cotangents: Outputs
 ) -> tuple[object, ...]:
-    gradients, selected = residuals
-    scaled = [gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients]
-    nothing = np.zeros(selected.shape, jax.dtypes.float0)
-    zeros = jnp.zeros(selected.shape, jnp.float32)
-    return (*scaled, (nothing, zeros, zeros), nothing)
+    return scaled_gradients(*residuals, cotangents[0])
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -153,7 +158,7 @@ def _on_a_device(
     positions, embed = hidden.shape
     padded = -(-positions // chunk) * chunk
     count = selected.sum()
-    order = jnp.nonzero(selected, size=padded, fill_value=0)[0]
+    order = selected_first(selected, padded)
     columns = shards.first_row(bias.size) + jnp.arange(bias.size)
     bias = jnp.where(columns < plan.vocab_size, bias, -jnp.inf)
 
@@ -191,10 +196,9 @@ def _on_a_device(
     loss_sum, nll, correct, gradients = jax.lax.fori_loop(0, rounds, project, initial)
     if shards.tokens:
         loss_sum = jax.lax.psum(loss_sum, shards.tokens)
-    rank = jnp.cumsum(selected) - 1
-    outputs = loss_sum, jnp.where(selected, nll[rank], 0.0), selected & correct[rank]
+    outputs = loss_sum, put_back(nll, selected), put_back(correct, selected)
     if differentiate:
-        hidden_gradient = jnp.where(selected[:, None], gradients[0][rank], 0)
+        hidden_gradient = put_back(gradients[0], selected)
         return outputs, (hidden_gradient, *(shards.add_replicas(g) for g in gradients[1:]))
     return outputs, ()
 
@@ -211,7 +215,7 @@ def _compare(
     loss with respect to this device's logits [n, vocab / shards]."""
     shards = plan.shards
     target, weight, smoothing = rows
-    logits = _products("ne,ve->nv", hidden, kernel) + bias
+    logits = products("ne,ve->nv", hidden, kernel) + bias
     peak = shards.maximum(logits.max(-1))
     exponentials = jnp.exp(logits - peak[:, None])
     real, is_target = columns < plan.vocab_size, columns == target[:, None]
@@ -244,15 +248,11 @@ def _accumulate(
 ) -> Gradients:
     hidden_gradient, table_gradient, bias_gradient = gradients
     narrow = slope.astype(hidden.dtype)
-    own = shards.add_and_scatter(_products("nv,ve->ne", narrow, kernel))
+    own = shards.add_and_scatter(products("nv,ve->ne", narrow, kernel))
     return (
         jax.lax.dynamic_update_slice_in_dim(
             hidden_gradient, own.astype(hidden_gradient.dtype), start, 0
         ),
-        table_gradient + _products("nv,ne->ve", narrow, hidden),
+        table_gradient + products("nv,ne->ve", narrow, hidden),
         bias_gradient + slope.sum(0),
     )
-
-
-def _products(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)

@@ -16,10 +16,6 @@ from dlm_jax.planning.topologies import Topology
 if TYPE_CHECKING:
     import jax
 
-# What `dlm_jax.models` does by default: this many bytes of a chunk's logits on each device, and at
-# least so many positions.
-_HEAD_CHUNK_BYTES = 128 * 2**20
-_MIN_HEAD_CHUNK = 256
 # Positions of a sampling step whose logits exist at once.
 _SAMPLED_POSITIONS = 512
 _SEED = 0
@@ -118,11 +114,13 @@ def expected_head_rounds(request: Request, mesh_shape: Any) -> float:
     """
     if isinstance(request, SamplingStep):
         return 1.0
+    from dlm_jax.models.sharded_cross_entropy import default_chunk
+
     ways = mesh_shape["data"] * mesh_shape["fsdp"]
     positions = request.rows * request.length / request.accumulation / ways
     shards = mesh_shape["fsdp"] * mesh_shape["tensor"]
     vocabulary = -(-request.config.vocab_size // shards)
-    chunk = request.head_chunk or max(_MIN_HEAD_CHUNK, _HEAD_CHUNK_BYTES // (4 * vocabulary))
+    chunk = request.head_chunk or default_chunk(vocabulary)
     return max(1.0, math.ceil(request.head_fraction * positions * mesh_shape["fsdp"] / chunk))
 
 

@@ -194,7 +194,8 @@ class Topology:
         prepare_environment()
         if self.is_tpu and importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology={self.name} needs the TPU compiler: pip install 'dlm_jax[plan]'"
+                f"--topology={self.name} needs the TPU compiler: pip install "
+                "'dlm_jax[plan]', or make planner in a clone"
             )
         if self.family.platform == "cuda" and not _has_cuda_plugin():
             raise UserError(

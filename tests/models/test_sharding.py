@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 PROGRAM = """
@@ -57,17 +52,8 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report() -> dict:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+def report(on_eight_devices) -> dict:
+    return on_eight_devices(PROGRAM, optimized=True)
 
 
 def test_constraints_are_in_the_lowered_program_under_a_mesh_and_only_there(report) -> None:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from dlm_jax.planning.collectives import Collective, array_bytes, collectives
@@ -231,17 +226,8 @@ print(json.dumps(report + [program(1).count(" while("), program(5).count(" while
 """
 
 
-def test_a_loop_sends_what_its_unrolled_program_sends() -> None:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    looped, unrolled, loops, none = json.loads(run.stdout.splitlines()[-1])
+def test_a_loop_sends_what_its_unrolled_program_sends(on_eight_devices) -> None:
+    looped, unrolled, loops, none = on_eight_devices(PROGRAM, optimized=True)
     assert (loops, none) == (1, 0)
     assert looped == unrolled
     assert dict((kind, (count, size)) for kind, count, size, _ in looped) == {

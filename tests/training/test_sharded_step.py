@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 PROGRAM = """
@@ -106,18 +101,8 @@ print(json.dumps(report))
 
 
 @pytest.fixture(scope="module")
-def report() -> list[dict]:
-    environment = {
-        **os.environ,
-        # Compiling quickly matters more here than running fast.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+def report(on_eight_devices) -> list[dict]:
+    return on_eight_devices(PROGRAM)
 
 
 def _meshed(report: list[dict]) -> list[dict]:
