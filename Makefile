@@ -1,6 +1,7 @@
 # Every target creates or reuses $(VENV), installs what it needs once, and works from a fresh clone.
 #   make quickstart   the whole main job on real weights and text, on a laptop's CPU
 #   make test         the tests
+#   make planner      adds the TPU compiler that `dlm plan` asks
 #   make check        format, lint, types and floors
 #   make benchmark    the figures; BENCHMARKS="train_step" runs some of them
 
@@ -25,7 +26,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONUNBUFFERED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types floors benchmark clean
+.PHONY: help quickstart planner test check format lint types floors benchmark clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,6 +55,9 @@ $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 
 quickstart: $(VENV)/.quickstart
 	@$(BIN)/python -m dlm_jax.cli quickstart
+
+planner: $(VENV)/.quickstart
+	$(PIP) install --constraint constraints.txt --editable '.[plan]'
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
