@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from benchmarks.worker import Examples, gemm_rate, load_examples, serve
-from dlm_jax.data.packing import Batch, RowPacker, fill_rows
-from dlm_jax.data.table import ExampleTable, TruncationCounts
+from dlm_jax.data.packing import Batch, PlacedExample, RowPacker, fill_rows
 from dlm_jax.diffusion.objectives import DiffusionObjective
 from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.models import encoder as encoders
@@ -27,24 +26,17 @@ TOTAL_STEPS = 1000
 
 def pack(examples: Examples, rows: int, length: int, first_id: int) -> Batch:
     """Packs ragged examples into [rows, length]; all of them have to fit."""
-    offsets = np.concatenate([[0], np.cumsum(examples.lengths)])
     count = len(examples.lengths)
-    table = ExampleTable(
-        tokens=examples.tokens,
-        offsets=offsets,
-        prompt_lengths=examples.prompt_lengths.astype(np.int32),
-        records=np.arange(count),
-        counts=TruncationCounts(),
-        fingerprint="",
-        pad_id=PAD_ID,
-    )
+    begins = np.cumsum(examples.lengths) - examples.lengths
     packer = RowPacker(rows, length, pack=True)
-    content: list[list[tuple[ExampleTable, int, int]]] = [[] for _ in range(rows)]
+    content: list[list[PlacedExample]] = [[] for _ in range(rows)]
     for index, size in enumerate(examples.lengths):
         row = packer.place(int(size))
         if row is None:
             raise ValueError(f"{count} examples do not fit into {rows} rows of {length} tokens")
-        content[row].append((table, index, first_id + index))
+        tokens = examples.tokens[begins[index] : begins[index] + size]
+        prompt_length = int(examples.prompt_lengths[index])
+        content[row].append(PlacedExample(tokens, prompt_length, first_id + index))
     return fill_rows(content, length, PAD_ID)
 
 

@@ -16,10 +16,9 @@ import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from dlm_jax.data.packing import Batch, RowPacker, fill_rows
+from dlm_jax.data.packing import Batch, PlacedExample, RowPacker, fill_rows
 from dlm_jax.data.stream import ExampleStream, StreamState
+from dlm_jax.data.streamed_table import StreamedTable
 from dlm_jax.data.table import CUT_LEFT, ExampleTable, Truncation, build_table
 from dlm_jax.data.tasks import Mixture, Task, members
 from dlm_jax.data.vocabularies import Vocabulary
@@ -34,7 +33,7 @@ class _Plan:
 
     names: tuple[str, ...]
     shares: tuple[float, ...]
-    tables: tuple[ExampleTable, ...]
+    tables: tuple[ExampleTable | StreamedTable, ...]
     batch_size: int
     length: int
     pack: bool
@@ -67,6 +66,7 @@ class _Progress:
     examples: int
     tokens: int
     drawn: tuple[int, ...]
+    positions: Mapping[str, Any]  # of the tasks that are read as they come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,8 @@ class LoaderCounts:
       batches, examples, tokens: how many; tokens without padding.
       proportions: realised share of each task among the examples.
       efficiency: tokens over places in the rows; 1 is no padding at all.
-      truncation: what truncation did to each task's table, by task and count.
+      truncation: what truncation did to each task's table, or to the part of it that has been
+        read, by task and count.
     """
 
     batches: int
@@ -108,6 +109,10 @@ class Loader:
       truncation: what becomes of examples longer than a row.
       limit: use only the first records of every task.
       cache_dir: folder for tokenised tables.
+      stream_records: read tasks as they are needed, so many records at a time, shuffled among
+        themselves: for data sets of which tokenising everything takes too long or too much memory.
+        Every host reads and tokenises all of it. None tokenises everything at first and shuffles
+        over all.
       prefetch: batches prepared ahead by a thread; 0 prepares them when asked.
       allow_evaluation_only: train on tasks that are meant for evaluation.
 
@@ -132,10 +137,16 @@ class Loader:
         truncation: Truncation = CUT_LEFT,
         limit: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        stream_records: int | None = None,
         prefetch: int = 2,
         allow_evaluation_only: bool = False,
     ):
-        _check_positive(batch_size=batch_size, num_epochs=num_epochs, limit=limit)
+        _check_positive(
+            batch_size=batch_size,
+            num_epochs=num_epochs,
+            limit=limit,
+            stream_records=stream_records,
+        )
         if seed < 0:
             raise UserError(f"The data seed must not be negative, got {seed}.")
         if not 0 <= process_index < process_count:
@@ -143,21 +154,32 @@ class Loader:
         self.name, resolved = members(task)
         if num_epochs is not None and len(resolved) > 1:
             raise UserError(f"num_epochs={num_epochs} needs a single task, and {self.name} mixes.")
+        if num_epochs is not None and stream_records is not None:
+            raise UserError(
+                f"num_epochs={num_epochs} needs the size of the task, which stream_records="
+                f"{stream_records} leaves open."
+            )
         for member, _ in resolved:
             if member.evaluation_only and not allow_evaluation_only:
                 raise UserError(
                     f"Task {member.name} is for evaluation only; training on it would spoil the "
                     "benchmark (allow_evaluation_only=True forces it)."
                 )
+
+        def table(member: Task) -> ExampleTable | StreamedTable:
+            if stream_records is None:
+                return build_table(
+                    member, split, vocabulary, length, truncation, limit=limit, cache_dir=cache_dir
+                )
+            return StreamedTable(
+                member, split, vocabulary, length, truncation, block_records=stream_records,
+                seed=seed, shuffle=shuffle, limit=limit,
+            )  # fmt: skip
+
         self._plan = _Plan(
             names=tuple(member.name for member, _ in resolved),
             shares=tuple(share for _, share in resolved),
-            tables=tuple(
-                build_table(
-                    member, split, vocabulary, length, truncation, limit=limit, cache_dir=cache_dir
-                )
-                for member, _ in resolved
-            ),
+            tables=tuple(table(member) for member, _ in resolved),
             batch_size=batch_size,
             length=length,
             pack=pack,
@@ -170,11 +192,11 @@ class Loader:
         self._settings = self._plan.settings(split)
         self._prefetch = prefetch
         self._source: Iterator[tuple[Batch, _Progress]] | None = None
-        self._progress = _Progress(0, 0, 0, (0,) * len(resolved))
+        self._progress = _Progress(0, 0, 0, (0,) * len(resolved), _positions(self._plan))
 
     @property
-    def tables(self) -> dict[str, ExampleTable]:
-        """The tokenised examples of each task."""
+    def tables(self) -> dict[str, ExampleTable | StreamedTable]:
+        """The examples of each task."""
         return dict(zip(self._plan.names, self._plan.tables))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -192,6 +214,7 @@ class Loader:
 
         It is the same on every host. Batches that were prepared but not handed out do not count.
         """
+        positions = self._progress.positions
         return {
             "format": _FORMAT,
             "settings": copy.deepcopy(self._settings),
@@ -199,6 +222,7 @@ class Loader:
             "examples": self._progress.examples,
             "tokens": self._progress.tokens,
             "drawn": dict(zip(self._plan.names, self._progress.drawn)),
+            **({"positions": copy.deepcopy(positions)} if positions else {}),
         }
 
     def restore(self, cursor: Mapping[str, Any]) -> None:
@@ -210,6 +234,11 @@ class Loader:
         """
         progress = self._parse(cursor)
         self.close()
+        try:
+            _seek(self._plan, progress.positions)
+        except UserError:
+            _seek(self._plan, self._progress.positions)
+            raise
         self._progress = progress
 
     def close(self) -> None:
@@ -252,8 +281,13 @@ class Loader:
                 )
         try:
             drawn = tuple(int(cursor["drawn"][name]) for name in self._plan.names)
+            positions = {name: cursor["positions"][name] for name in _positions(self._plan)}
             progress = _Progress(
-                int(cursor["batches"]), int(cursor["examples"]), int(cursor["tokens"]), drawn
+                batches=int(cursor["batches"]),
+                examples=int(cursor["examples"]),
+                tokens=int(cursor["tokens"]),
+                drawn=drawn,
+                positions=positions,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"The data cursor is damaged ({error!r}).") from error
@@ -268,20 +302,35 @@ def _check_positive(**settings: int | None) -> None:
             raise UserError(f"{key}={value} must be at least 1.")
 
 
+def _positions(plan: _Plan) -> dict[str, Any]:
+    """Where the tables that are read as they come stand."""
+    return {
+        name: table.position
+        for name, table in zip(plan.names, plan.tables)
+        if isinstance(table, StreamedTable)
+    }
+
+
+def _seek(plan: _Plan, positions: Mapping[str, Any]) -> None:
+    for name, table in zip(plan.names, plan.tables):
+        if isinstance(table, StreamedTable):
+            table.seek(positions[name])
+
+
 def _produce(plan: _Plan, progress: _Progress) -> Iterator[tuple[Batch, _Progress]]:
     """Yields the batches of one host after `progress`, each with the progress it completes."""
+    _seek(plan, progress.positions)
     stream = ExampleStream(
         plan.names,
         plan.shares,
-        [len(table) for table in plan.tables],
+        [None if isinstance(table, StreamedTable) else len(table) for table in plan.tables],
         seed=plan.seed,
         shuffle=plan.shuffle,
         num_epochs=plan.num_epochs,
         state=StreamState(progress.examples, list(progress.drawn)),
     )
-    lengths = [table.lengths for table in plan.tables]
     while True:
-        rows, tokens = _pack_one(plan, stream, lengths)
+        rows, tokens = _pack_one(plan, stream)
         if not tokens:
             return
         progress = _Progress(
@@ -289,26 +338,26 @@ def _produce(plan: _Plan, progress: _Progress) -> Iterator[tuple[Batch, _Progres
             stream.state.examples,
             progress.tokens + tokens,
             tuple(stream.state.drawn),
+            _positions(plan),
         )
         yield fill_rows(rows, plan.length, plan.tables[0].pad_id), progress
 
 
-def _pack_one(
-    plan: _Plan, stream: ExampleStream, lengths: list[np.ndarray]
-) -> tuple[list[list[tuple[ExampleTable, int, int]]], int]:
+def _pack_one(plan: _Plan, stream: ExampleStream) -> tuple[list[list[PlacedExample]], int]:
     """Packs one global batch; returns this host's rows and the tokens of all hosts."""
     packer = RowPacker(plan.batch_size * plan.process_count, plan.length, plan.pack)
     first = plan.process_index * plan.batch_size
-    rows: list[list[tuple[ExampleTable, int, int]]] = [[] for _ in range(plan.batch_size)]
+    rows: list[list[PlacedExample]] = [[] for _ in range(plan.batch_size)]
     tokens = 0
     while (found := stream.peek()) is not None:
         task, index = found
-        length = int(lengths[task][index])
+        length = plan.tables[task].length(index)
         row = packer.place(length)
         if row is None:
             break
         if first <= row < first + plan.batch_size:
-            rows[row - first].append((plan.tables[task], index, stream.state.examples))
+            example = plan.tables[task].example(index)
+            rows[row - first].append(PlacedExample(*example, stream.state.examples))
         tokens += length
         stream.advance(task)
     return rows, tokens

@@ -8,6 +8,7 @@ Batch, a dict of arrays [batch, length]: `tokens` int32 · `maskable` bool · `s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,13 +59,19 @@ def empty_batch(rows: int, length: int, pad_id: int) -> Batch:
     }
 
 
-def fill_rows(
-    rows: Sequence[Sequence[tuple[ExampleTable, int, int]]], length: int, pad_id: int
-) -> Batch:
+class PlacedExample(NamedTuple):
+    """One example of a row."""
+
+    tokens: np.ndarray  # int32 [tokens of the example]
+    prompt_length: int  # tokens before the maskable part
+    example_id: int
+
+
+def fill_rows(rows: Sequence[Sequence[PlacedExample]], length: int, pad_id: int) -> Batch:
     """Writes examples into rows.
 
     Args:
-      rows: for each row its examples as (table, index in the table, example id), in order.
+      rows: the examples of each row, in order.
       length: tokens of a row.
       pad_id: id that fills what is left.
 
@@ -74,8 +81,7 @@ def fill_rows(
     batch = empty_batch(len(rows), length, pad_id)
     for row, examples in enumerate(rows):
         begin = 0
-        for segment, (table, index, example_id) in enumerate(examples, start=1):
-            tokens, prompt_length = table.example(index)
+        for segment, (tokens, prompt_length, example_id) in enumerate(examples, start=1):
             end = begin + len(tokens)
             batch["tokens"][row, begin:end] = tokens
             batch["maskable"][row, begin + prompt_length : end] = True
@@ -116,6 +122,6 @@ def evaluation_batches(
     for first in range(0, len(table), batch_size * process_count):
         begin = first + process_index * batch_size
         indices: Iterable[int] = range(begin, min(begin + batch_size, len(table)))
-        rows: list[list[tuple[ExampleTable, int, int]]] = [[(table, i, i)] for i in indices]
+        rows = [[PlacedExample(*table.example(i), i)] for i in indices]
         rows += [[] for _ in range(batch_size - len(rows))]
         yield fill_rows(rows, length, table.pad_id)

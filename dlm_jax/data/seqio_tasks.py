@@ -140,7 +140,7 @@ class SeqioTask:
             yield TextExample(self._text(example, "inputs"), self._text(example, "targets"))
 
     def tokenized(
-        self, split: str, vocabulary: Vocabulary
+        self, split: str, vocabulary: Vocabulary, *, skip: int = 0
     ) -> Iterator[tuple[list[int], list[int]]]:
         """Yields (input ids, target ids) without the `</s>` that the task may have appended.
 
@@ -154,7 +154,7 @@ class SeqioTask:
                     f"seqio task {self.name} encodes {key!r} with another vocabulary than the "
                     "model's: give the feature as_seqio(vocabulary)."
                 )
-        for example in self._dataset(split):
+        for example in self._dataset(split, skip):
             inputs = [] if self.plain_text else example["inputs"].tolist()
             targets = example["targets"].tolist()
             yield (
@@ -162,10 +162,10 @@ class SeqioTask:
                 _without_end(targets, vocabulary.eos_id),
             )
 
-    def _dataset(self, split: str) -> Iterator[Mapping[str, Any]]:
+    def _dataset(self, split: str, skip: int = 0) -> Iterator[Mapping[str, Any]]:
         check_split(self, split)
         dataset = self.task.get_dataset(None, split, use_cached=False, shuffle=False)
-        return dataset.as_numpy_iterator()
+        return dataset.skip(skip).as_numpy_iterator()
 
     def _text(self, example: Mapping[str, Any], key: str) -> str:
         pretokenized = example.get(f"{key}_pretokenized")

@@ -39,7 +39,8 @@ class ExampleStream:
     Args:
       names: names of the tasks.
       shares: share of each; they sum to 1.
-      sizes: number of examples of each.
+      sizes: number of examples of each; None for a task that is read as it comes, whose examples
+        are numbered through all of its epochs and stand in an order of their own.
       seed: of all orders.
       shuffle: False keeps the order of the data set in every epoch.
       num_epochs: length of the stream, of one task only; None never ends.
@@ -50,7 +51,7 @@ class ExampleStream:
         self,
         names: Sequence[str],
         shares: Sequence[float],
-        sizes: Sequence[int],
+        sizes: Sequence[int | None],
         *,
         seed: int,
         shuffle: bool = True,
@@ -62,7 +63,7 @@ class ExampleStream:
         self._names, self._sizes = list(names), list(sizes)
         self._boundaries = np.cumsum(shares)[:-1]
         self._seed, self._shuffle = seed, shuffle
-        self._end = None if num_epochs is None else num_epochs * self._sizes[0]
+        self._end = None if num_epochs is None else num_epochs * (self._sizes[0] or 0)
         self.state = state or StreamState(0, [0] * len(self._names))
         self._block: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
@@ -72,8 +73,11 @@ class ExampleStream:
         if self._end is not None and self.state.examples >= self._end:
             return None
         task = self._task_at(self.state.examples)
-        epoch, place = divmod(self.state.drawn[task], self._sizes[task])
-        return task, self._order(task, epoch)[place]
+        size = self._sizes[task]
+        if size is None:
+            return task, self.state.drawn[task]
+        epoch, place = divmod(self.state.drawn[task], size)
+        return task, self._order(task, epoch, size)[place]
 
     def advance(self, task: int) -> None:
         """Steps past the example that `peek` returned, which was of `task`."""
@@ -85,22 +89,24 @@ class ExampleStream:
             return 0
         block, offset = divmod(position, _BLOCK)
         if self._block[0] != block:
-            rng = self._generator("mixture", block)
+            rng = generator(self._seed, "mixture", block)
             # One point in each of 1024 strata of [0, 1): each share is met to within one.
             points = (rng.permutation(_BLOCK) + rng.random()) / _BLOCK
             self._block = (block, np.searchsorted(self._boundaries, points, side="right"))
         return int(self._block[1][offset])
 
-    def _order(self, task: int, epoch: int) -> np.ndarray | range:
+    def _order(self, task: int, epoch: int, size: int) -> np.ndarray | range:
         if not self._shuffle:
-            return range(self._sizes[task])
+            return range(size)
         cached = self._orders.get(task)
         if cached is None or cached[0] != epoch:
-            rng = self._generator(f"order of {self._names[task]}", epoch)
-            cached = (epoch, rng.permutation(self._sizes[task]))
+            rng = generator(self._seed, f"order of {self._names[task]}", epoch)
+            cached = (epoch, rng.permutation(size))
             self._orders[task] = cached
         return cached[1]
 
-    def _generator(self, purpose: str, number: int) -> np.random.Generator:
-        purpose_id = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
-        return np.random.default_rng([self._seed, purpose_id, number])
+
+def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """Random numbers that depend on a seed, what they are for, and which of its draws it is."""
+    purpose_id = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    return np.random.default_rng([seed, purpose_id, *numbers])

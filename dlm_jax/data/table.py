@@ -7,6 +7,7 @@ clean, and all that follows is maskable, `</s>` included (arXiv 2308.12219, offi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -105,10 +106,17 @@ class ExampleTable:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    def __str__(self) -> str:
+        return f"{len(self):,} examples"
+
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, int64 [examples]."""
         return np.diff(self.offsets)
+
+    def length(self, index: int) -> int:
+        """Tokens of one example."""
+        return int(self.lengths[index])
 
     def example(self, index: int) -> tuple[np.ndarray, int]:
         """Returns (tokens int32 [length], prompt length) of one example."""
@@ -143,8 +151,7 @@ def build_table(
         under `Truncation(overlong='error')`.
     """
     check_split(task, split)
-    if length < 3:
-        raise UserError(f"length={length} has no room for <s>, a token and </s>.")
+    check_length(length)
     if cache_dir is None:
         return _checked(_tokenize(task, split, vocabulary, length, truncation, limit), task, split)
     key = _cache_key(task, split, vocabulary, length, truncation, limit)
@@ -155,6 +162,12 @@ def build_table(
     return _read(folder)
 
 
+def check_length(length: int) -> None:
+    """Raises a UserError unless a row of `length` tokens can hold an example."""
+    if length < 3:
+        raise UserError(f"length={length} has no room for <s>, a token and </s>.")
+
+
 def assemble(
     inputs: list[int], targets: list[int], vocabulary: Vocabulary
 ) -> tuple[list[int], int]:
@@ -162,8 +175,15 @@ def assemble(
     return [vocabulary.bos_id, *inputs, *targets, vocabulary.eos_id], 1 + len(inputs)
 
 
-class _Truncator:
-    """Applies a `Truncation` to one example after another and counts what it did."""
+class Truncator:
+    """Applies a `Truncation` to one example after another and counts what it did.
+
+    Args:
+      truncation: what becomes of examples that do not fit.
+      length: tokens of a row.
+      plain_text: whether examples have no prompt.
+      where: task and split, for messages.
+    """
 
     def __init__(self, truncation: Truncation, length: int, plain_text: bool, where: str):
         self.room = length - 2
@@ -221,12 +241,29 @@ def _tokenize(
     truncation: Truncation,
     limit: int | None,
 ) -> ExampleTable:
-    truncate = _Truncator(truncation, length, task.plain_text, f"Task {task.name}, split {split}")
+    truncate = Truncator(truncation, length, task.plain_text, f"Task {task.name}, split {split}")
+    return tabulate(
+        itertools.islice(task.tokenized(split, vocabulary), limit), truncate, vocabulary
+    )
+
+
+def tabulate(
+    pairs: Iterable[tuple[list[int], list[int]]], truncate: Truncator, vocabulary: Vocabulary
+) -> ExampleTable:
+    """Lays tokenised records out as a table.
+
+    Args:
+      pairs: (input ids, target ids) of each record.
+      truncate: cuts them and counts; the first record is number `truncate.counts['records']`.
+      vocabulary: gives the special ids.
+
+    Raises:
+      UserError: an example is empty, or too long under `Truncation(overlong='error')`.
+    """
     chunks: list[np.ndarray] = []
     pending: list[int] = []
     offsets, prompt_lengths, records = [0], [], []
-    pairs = itertools.islice(task.tokenized(split, vocabulary), limit)
-    for record, (inputs, targets) in enumerate(pairs):
+    for record, (inputs, targets) in enumerate(pairs, start=truncate.counts["records"]):
         for prompt, response in truncate(inputs, targets):
             tokens, prompt_length = assemble(prompt, response, vocabulary)
             pending.extend(tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,9 +65,12 @@ class Task(Protocol):
         ...
 
     def tokenized(
-        self, split: str, vocabulary: Vocabulary
+        self, split: str, vocabulary: Vocabulary, *, skip: int = 0
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """Yields (input ids, target ids) without special tokens, in the order of `examples`."""
+        """Yields (input ids, target ids) without special tokens, in the order of `examples`.
+
+        The first `skip` examples are passed over without being tokenised.
+        """
         ...
 
 
@@ -111,14 +115,15 @@ class TextTask:
     def plain_text(self) -> bool:
         return self.inputs is None
 
-    def examples(self, split: str) -> Iterator[TextExample]:
-        """Yields the examples of a split as text.
+    def examples(self, split: str, *, skip: int = 0) -> Iterator[TextExample]:
+        """Yields the examples of a split as text, all but the first `skip`.
 
         Raises:
           UserError: the split is unknown, a record lacks a key, or a text is empty or not UTF-8.
         """
         check_split(self, split)
-        for number, record in enumerate(self._records(split)):
+        records = itertools.islice(self._records(split), skip, None)
+        for number, record in enumerate(records, start=skip):
             where = f"Task {self.name}, split {split}, record {number}"
             inputs = "" if self.inputs is None else _fill(self.inputs, record, "inputs", where)
             targets = _fill(self.targets, record, "targets", where)
@@ -139,10 +144,10 @@ class TextTask:
             raise UserError(f"{where} cannot be read: {error}.") from error
 
     def tokenized(
-        self, split: str, vocabulary: Vocabulary
+        self, split: str, vocabulary: Vocabulary, *, skip: int = 0
     ) -> Iterator[tuple[list[int], list[int]]]:
         """Yields (input ids, target ids) without special tokens, in the order of `examples`."""
-        for group in _grouped(self.examples(split), _ENCODING_BATCH):
+        for group in _grouped(self.examples(split, skip=skip), _ENCODING_BATCH):
             inputs = vocabulary.encode_batch([example.inputs for example in group])
             targets = vocabulary.encode_batch([example.targets for example in group])
             yield from zip(inputs, targets)

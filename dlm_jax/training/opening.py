@@ -42,8 +42,7 @@ def opening(
     parameters = start.config.num_parameters()
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    tables = loader.tables
-    examples = ", ".join(f"{name} ({len(table):,} examples)" for name, table in tables.items())
+    examples = ", ".join(f"{name} ({table})" for name, table in loader.tables.items())
     first = f"resumes after step {resumed}" if resumed else f"starts from {start.origin}"
     lines = [
         ("devices", f"{len(devices)} x {devices[0].device_kind}, mesh {sizes}"),
