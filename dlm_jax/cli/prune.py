@@ -41,27 +41,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pieces that occur less often go as well (1)",
     )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        metavar="N",
+        help="keep the lowest N layers only; with it, a corpus may be left out",
+    )
     add_import(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the model with the pieces of the corpus only, as the checkpoint of step 0 of a run."""
-    if not (arguments.task or arguments.text):
-        raise UserError("dlm prune needs a corpus: --task=NAME or --text=FILE")
+    has_corpus = bool(arguments.task or arguments.text)
+    if not has_corpus and arguments.layers is None:
+        raise UserError(
+            "dlm prune needs a corpus, --task=NAME or --text=FILE, or a depth, --layers=N"
+        )
     from dlm_jax.checkpoints.loading import load_model, save_model
-    from dlm_jax.checkpoints.pruning import prune_model
+    from dlm_jax.checkpoints.pruning import keep_lowest_layers, prune_model
     from dlm_jax.cli.import_model import check_new
     from dlm_jax.data.pruning import count_ids
 
     check_new(arguments.run_dir)
     import_modules(arguments.modules)
     model = load_model(arguments.source, vocabulary=arguments.vocabulary)
-    counts = count_ids(model.vocabulary, _corpus(arguments, model.vocabulary))
-    pruned = prune_model(model, counts, arguments.minimum_count)
+    pruned = model
+    if arguments.layers is not None:
+        pruned = keep_lowest_layers(pruned, arguments.layers)
+    if has_corpus:
+        counts = count_ids(model.vocabulary, _corpus(arguments, model.vocabulary))
+        pruned = prune_model(pruned, counts, arguments.minimum_count)
     save_model(pruned, arguments.run_dir)
     old, new = model.description.config, pruned.description.config
     print(
-        f"{new.vocab_size:,} of {old.vocab_size:,} token rows and {new.num_parameters():,} of "
+        f"{new.vocab_size:,} of {old.vocab_size:,} token rows, {new.num_layers} of "
+        f"{old.num_layers} layers and {new.num_parameters():,} of "
         f"{old.num_parameters():,} parameters are in {arguments.run_dir}"
     )
 

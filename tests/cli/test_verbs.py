@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 import dlm_jax
 from dlm_jax import cli
@@ -66,7 +69,7 @@ def test_a_pruned_model_gives_the_pieces_that_stay_their_old_logits(folder, tmp_
     command = ["prune", folder, f"--run_dir={tmp_path / 'small'}", f"--text={text}"]
     code, out, err = run(capsys, *command)
     assert code == 0, err
-    assert out.startswith("11 of 32 token rows and ")
+    assert out.startswith("11 of 32 token rows, ")
     big, small = dlm_jax.load(folder), dlm_jax.load(tmp_path / "small")
     assert small.vocabulary.alphabet == "abcde "
     assert small.denoiser.config.vocab_size == small.vocabulary.size == 11
@@ -80,11 +83,32 @@ def test_a_pruned_model_gives_the_pieces_that_stay_their_old_logits(folder, tmp_
     code, _, err = run(capsys, *command)
     assert (code, err.count("already holds a run")) == (2, 1)
     code, _, err = run(capsys, "prune", folder, f"--run_dir={tmp_path / 'other'}")
-    assert (code, err) == (2, "dlm: error: dlm prune needs a corpus: --task=NAME or --text=FILE\n")
+    assert (code, err.count("needs a corpus, --task=NAME or --text=FILE, or a depth")) == (2, 1)
     missing = ["prune", folder, f"--run_dir={tmp_path / 'other'}", f"--text={tmp_path / 'none'}"]
     code, _, err = run(capsys, *missing)
     assert (code, err.strip().endswith("cannot be read: No such file or directory")) == (2, True)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_cut_in_depth_is_the_one_whose_file_lacks_the_top_layers(folder, tmp_path, capsys):
+    shorter = tmp_path / "shorter"
+    shutil.copytree(folder, shorter)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["num_hidden_layers"] = 1
+    (shorter / "config.json").write_text(json.dumps(settings))
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: array for name, array in tensors.items() if ".layer.1." not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, shorter / "model.safetensors")
+    code, out, err = run(capsys, "prune", folder, f"--run_dir={tmp_path / 'small'}", "--layers=1")
+    assert code == 0, err
+    assert "1 of 2 layers" in out
+    small, same = dlm_jax.load(tmp_path / "small"), dlm_jax.load(shorter)
+    ids = [[small.vocabulary.bos_id, *small.vocabulary.encode("bad cab")]]
+    np.testing.assert_array_equal(small.logits(ids), same.logits(ids))
+    code, _, err = run(capsys, "prune", folder, f"--run_dir={tmp_path / 'no'}", "--layers=3")
+    assert (code, err) == (2, "dlm: error: 3 layers cannot stay of a model that has 2\n")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("verb", ["import", "inspect"])
