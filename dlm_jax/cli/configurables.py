@@ -30,4 +30,5 @@ CONFIGURABLES = {
     "Policy": "dlm_jax.sampling.policy:Policy",
     "LikelihoodEvaluator": "dlm_jax.evaluation.evaluators:LikelihoodEvaluator",
     "GenerationEvaluator": "dlm_jax.evaluation.evaluators:GenerationEvaluator",
+    "ReasoningOrderEvaluator": "dlm_jax.evaluation.order_evaluator:ReasoningOrderEvaluator",
 }

@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     for split, figures in results.items():
         print(split)
         for name, value in figures.items():
-            if not name.endswith("_se"):
-                error = figures.get(f"{name}_se")
-                print(f"  {name:<22} {value:10.4f}" + (f" ± {error:.4f}" if error else ""))
+            if not name.endswith(("_se", "_low", "_high")):
+                error, low = figures.get(f"{name}_se"), figures.get(f"{name}_low")
+                spread = f" ± {error:.4f}" if error else ""
+                interval = "" if low is None else f" [{low:.4f}, {figures[f'{name}_high']:.4f}]"
+                print(f"  {name:<31} {value:10.4f}{spread}{interval}")
     print(f"report: {folder / 'report.html'}")

@@ -8,35 +8,46 @@ import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 
+from dlm_jax.evaluation.dependency_graph import DependencyGraph
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
 # A minus sign belongs to the number only where it cannot be a subtraction, as in `7-3`.
 _NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:\.\d+)?")
 # The letter of an option alone, in brackets, or before its text; not the article in `A dog`.
 _CHOICE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?:[.):]|\s*$))")
+_EQUATION = re.compile(r"(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)")
 _CONCLUSION = re.compile(r"\banswer is:?\s+", re.IGNORECASE)
 
 
 class Answer(str):
-    """A reference answer that knows its group, and what else would be right.
+    """A reference answer that knows its group, what else would be right, and what builds on what.
 
     It is the text itself wherever text is wanted.
 
     Attributes:
       group: part of the benchmark that it belongs to, such as a subject; None for none.
       references: all right answers, this one first.
+      graph: how the spans of an answer of this form depend on each other; None if not known.
     """
 
     group: str | None
     references: tuple[str, ...]
+    graph: DependencyGraph | None
 
     def __new__(
-        cls, text: str, *, group: str | None = None, references: Sequence[str] = ()
+        cls,
+        text: str,
+        *,
+        group: str | None = None,
+        references: Sequence[str] = (),
+        graph: DependencyGraph | None = None,
     ) -> Answer:
-        """Returns `text` with its group, and `references` beside it."""
+        """Returns `text` with its group and graph, and `references` beside it."""
         answer = super().__new__(cls, text)
         answer.group = group
         answer.references = tuple(dict.fromkeys((text, *references)))
+        answer.graph = graph
         return answer
 
 
@@ -75,3 +86,12 @@ def conclusion(text: str) -> str:
     It reads worked answers as the prompts of BIG-Bench Hard (Suzgun et al. 2022) end them.
     """
     return _CONCLUSION.split(text)[-1].strip().removesuffix(".").rstrip()
+
+
+def equations(text: str) -> list[bool]:
+    """Returns for each equation `a + b = c` of whole numbers (also -, *, /) whether it holds."""
+    held = []
+    for left, sign, right, result in _EQUATION.findall(text):
+        a, b, c = int(left), int(right), int(result)
+        held.append({"+": a + b, "-": a - b, "*": a * b}[sign] == c if sign != "/" else a == b * c)
+    return held

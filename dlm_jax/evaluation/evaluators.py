@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dlm_jax.evaluation.generation import (
     CANVASES,
     Example,
     GeneratedBatch,
+    GenerateFunction,
     GenerationRequest,
     evaluate_generation,
 )
@@ -32,11 +33,15 @@ from dlm_jax.evaluation.prompt_length import fit_prompts
 from dlm_jax.models.encoder import Encoder
 from dlm_jax.sampling.policy import Policy
 
+# Wraps a function that answers batches of these examples.
+Watch = Callable[[GenerateFunction, Sequence[Example]], GenerateFunction]
+
 # Training examples that are enough to know how long answers are.
 _LENGTH_SAMPLE = 2000
 
 
-def _tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
+def chosen_tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
+    """The tasks that an evaluator is asked for: by name, else what the model was trained on."""
     chosen = name or description.task
     if chosen is None:
         raise UserError("no task to evaluate on: set TASK, the model was not trained on one")
@@ -99,7 +104,7 @@ class LikelihoodEvaluator:
         """Returns {'eval/<task>': figures}."""
         return {
             f"eval/{task.name}": self.nelbo(denoiser, vocabulary, description, task).metrics()
-            for task in _tasks(self.task, description)
+            for task in chosen_tasks(self.task, description)
         }
 
     def nelbo(
@@ -222,36 +227,61 @@ class GenerationEvaluator:
     ) -> dict[str, dict[str, float]]:
         """Returns {'eval/<task>': figures}, and writes `eval/<task>/<step>.jsonl`."""
         model = DiffusionLanguageModel(denoiser, vocabulary, description)
-        results = {}
-        for task in _tasks(self.task, description):
-            if task.plain_text:
-                continue
-            lengths, log_priors = self._lengths(task, vocabulary)
-            examples = list(self._examples(task, vocabulary))
-            examples, cuts = fit_prompts(
-                examples,
-                [len(e.target_ids) if self.canvas == "oracle" else max(lengths) for e in examples],
-                denoiser.config.max_length,
-                self.truncation,
-                task.name,
-            )
-            figures = evaluate_generation(
-                functools.partial(self._answer, model, lengths, log_priors),
-                examples,
-                task.metrics,
-                task=task.name,
-                step=step,
-                run_dir=folder.path,
-                response_length=max(lengths),
-                canvas=self.canvas,
-                split=self.split,
-                batch_size=self.batch_size,
-                seed=self.seed,
-            )
-            spoilt = sum(_spoilt(example, vocabulary) for example in examples)
-            unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}
-            results[f"eval/{task.name}"] = {**figures, **cuts, **unwritable}
-        return results
+        return {
+            f"eval/{task.name}": self.measure(model, task, folder, step)
+            for task in chosen_tasks(self.task, description)
+            if not task.plain_text
+        }
+
+    def measure(
+        self,
+        model: DiffusionLanguageModel,
+        task: Task,
+        folder: RunFolder,
+        step: int,
+        *,
+        name: str | None = None,
+        watch: Watch = lambda generate, examples: generate,
+    ) -> dict[str, float]:
+        """Answers the examples of one task.
+
+        Args:
+            model: what answers.
+            task: the task.
+            folder: the run, where predictions are kept.
+            step: of the parameters.
+            name: under which predictions are kept; None = that of the task.
+            watch: wraps the function that answers a batch, given the examples.
+
+        Returns:
+            The figures.
+        """
+        vocabulary = model.vocabulary
+        lengths, log_priors = self._lengths(task, vocabulary)
+        examples = list(self._examples(task, vocabulary))
+        examples, cuts = fit_prompts(
+            examples,
+            [len(e.target_ids) if self.canvas == "oracle" else max(lengths) for e in examples],
+            model.denoiser.config.max_length,
+            self.truncation,
+            task.name,
+        )
+        figures = evaluate_generation(
+            watch(functools.partial(self._answer, model, lengths, log_priors), examples),
+            examples,
+            task.metrics,
+            task=name or task.name,
+            step=step,
+            run_dir=folder.path,
+            response_length=max(lengths),
+            canvas=self.canvas,
+            split=self.split,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+        spoilt = sum(_spoilt(example, vocabulary) for example in examples)
+        unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}
+        return {**figures, **cuts, **unwritable}
 
     def _examples(self, task: Task, vocabulary: Vocabulary) -> Iterator[Example]:
         pairs = zip(task.examples(self.split), task.tokenized(self.split, vocabulary))
@@ -280,14 +310,9 @@ class GenerationEvaluator:
         total = sum(counts.values())
         return [length for length, _ in common], [math.log(n / total) for _, n in common]
 
-    def _answer(
-        self,
-        model: DiffusionLanguageModel,
-        lengths: Sequence[int],
-        log_priors: Sequence[float] | None,
-        request: GenerationRequest,
-    ) -> GeneratedBatch:
-        options: dict[str, Any] = {
+    def decoding(self, request: GenerationRequest) -> dict[str, Any]:
+        """Options of `DiffusionLanguageModel.generate_ids` for a batch."""
+        return {
             "row_ids": request.row_ids,
             "strategy": self.strategy,
             "steps": self.steps,
@@ -295,12 +320,22 @@ class GenerationEvaluator:
             "special_tokens": self.special_tokens,
             "seed": request.seed,
         }
+
+    def _answer(
+        self,
+        model: DiffusionLanguageModel,
+        lengths: Sequence[int],
+        log_priors: Sequence[float] | None,
+        request: GenerationRequest,
+    ) -> GeneratedBatch:
         if self.canvas == "search":
             answers = model.search_lengths(
-                request.prompts, lengths, log_priors=log_priors, **options
+                request.prompts, lengths, log_priors=log_priors, **self.decoding(request)
             )
         else:
-            answers = model.generate_ids(request.prompts, request.response_lengths, **options)
+            answers = model.generate_ids(
+                request.prompts, request.response_lengths, **self.decoding(request)
+            )
         return GeneratedBatch(
             texts=[answer.text for answer in answers],
             scores=[answer.score for answer in answers],

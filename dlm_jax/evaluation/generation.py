@@ -62,12 +62,14 @@ class GeneratedBatch:
       scores: mean log-probability of the answer's tokens when they were written, nats.
       nfe: denoiser evaluations spent.
       lengths: tokens that each answer had room for, which a search chooses; empty = as asked.
+      notes: JSON values to keep beside each prediction; empty = none.
     """
 
     texts: Sequence[str]
     scores: Sequence[float]
     nfe: Sequence[int]
     lengths: Sequence[int] = ()
+    notes: Sequence[Mapping[str, Any]] = ()
 
 
 GenerateFunction = Callable[[GenerationRequest], GeneratedBatch]
@@ -118,6 +120,7 @@ class _Answer:
     score: float
     nfe: int
     length: int
+    notes: Mapping[str, Any]
 
 
 def _generate_all(
@@ -154,6 +157,7 @@ def _generate_all(
                 float(generated.scores[row]),
                 int(generated.nfe[row]),
                 generated.lengths[row] if len(generated.lengths) else lengths[i],
+                generated.notes[row] if len(generated.notes) else {},
             )
         if progress is not None:
             progress(len(answers), len(order))
@@ -234,6 +238,7 @@ def _records(
             "canvas": canvas,
             "canvas_length": answer.length,
             "metrics": dict(judged),
+            **answer.notes,
         }
 
 

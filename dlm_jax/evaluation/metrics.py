@@ -11,7 +11,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from dlm_jax.evaluation.answers import (
     Answer,
     chosen_option,
     conclusion,
+    equations,
     last_number,
     normalize_answer,
     normalize_whitespace,
@@ -31,13 +34,13 @@ MetricFunction = Callable[..., Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure with the spread of its bootstrap distribution, all in the unit of the figure.
+    """A figure with its uncertainty over examples, all in the unit of the figure.
 
     Attributes:
       value: the figure on all examples.
-      standard_error: standard deviation over resamples.
-      low: lower end of the percentile interval.
-      high: upper end of the percentile interval.
+      standard_error: standard deviation over resamples, or of a proportion.
+      low: lower end of the interval.
+      high: upper end of the interval.
       level: nominal coverage, e.g. 0.95.
     """
 
@@ -151,11 +154,19 @@ def _same_conclusion(target: str, prediction: str) -> float:
     return _same_text(conclusion(target), conclusion(prediction))
 
 
+def _same_equations_hold(target: str, prediction: str) -> float:
+    held = equations(prediction)
+    return float(len(held) == len(equations(target)) > 0 and all(held))
+
+
 _exact_match_statistics = functools.partial(_best_reference, "exact_match", _same_text)
 _token_f1_statistics = functools.partial(_best_reference, "token_f1", _f1)
 _numeric_answer_statistics = functools.partial(_best_reference, "numeric_answer", _numbers_equal)
 _option_accuracy_statistics = functools.partial(_best_reference, "option_accuracy", _same_option)
 _final_answer_statistics = functools.partial(_best_reference, "final_answer", _same_conclusion)
+_equations_statistics = functools.partial(
+    _best_reference, "equations_correct", _same_equations_hold
+)
 
 
 def _rouge_statistics(
@@ -255,6 +266,7 @@ def signature(name: str, *, references: int | None = 1, tokenize: str = "13a") -
         "token_f1": "token_f1|case:lc|punctuation:dropped|articles:dropped|aggregate:mean",
         "numeric_answer": "numeric_answer|last_number|commas:dropped",
         "option_accuracy": "option_accuracy|first_letter",
+        "equations_correct": "equations_correct|a_op_b=c|all|as_many_as_the_reference",
         "final_answer": "final_answer|after:last_answer_is|case:mixed|full_stop:dropped",
     }
     if name not in described:
@@ -329,6 +341,18 @@ def final_answer(targets: Sequence[Target], predictions: Sequence[str]) -> dict[
     return _values(_final_answer_statistics(targets, predictions))
 
 
+def equations_correct(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+    """Fraction of predictions with as many equations as a reference, all of which hold.
+
+    An equation is `a + b = c` of whole numbers, also with -, * or /; whether it is the right one
+    for the question is not asked. A reference without an equation is never met.
+
+    Raises:
+      ValueError: no examples, unequal lengths, or an example without a reference.
+    """
+    return _values(_equations_statistics(targets, predictions))
+
+
 def _values(measured: Mapping[str, Statistics]) -> dict[str, float]:
     return {name: statistics.value for name, statistics in measured.items()}
 
@@ -341,6 +365,7 @@ _STATISTICS: dict[Any, Callable[..., dict[str, Statistics]]] = {
     numeric_answer: _numeric_answer_statistics,
     option_accuracy: _option_accuracy_statistics,
     final_answer: _final_answer_statistics,
+    equations_correct: _equations_statistics,
 }
 
 
@@ -409,6 +434,28 @@ def bootstrap_interval(
 
 def _mean_of(count: int) -> Callable[[np.ndarray], float]:
     return lambda sums: float(sums[0]) / count
+
+
+def wilson_interval(successes: float, count: int, *, level: float = 0.95) -> Interval:
+    """Score interval of a proportion (Wilson 1927): never empty, also where all or none succeed.
+
+    Raises:
+      ValueError: no trials, or a level outside (0, 1).
+    """
+    if count < 1 or not 0 <= successes <= count or not 0.0 < level < 1.0:
+        raise ValueError(f"wilson: {successes} of {count} at level {level} is no proportion")
+    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    share = successes / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    spread = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    half = z * spread / (1 + z * z / count)
+    return Interval(
+        value=share,
+        standard_error=math.sqrt(share * (1 - share) / count),
+        low=max(0.0, centre - half),
+        high=min(1.0, centre + half),
+        level=level,
+    )
 
 
 def metric_intervals(

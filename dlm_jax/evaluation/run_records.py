@@ -47,6 +47,14 @@ QUANTITIES: dict[str, Quantity] = {
     "numeric_answer": Quantity("numeric answer", "fraction", "higher", 1.0),
     "option_accuracy": Quantity("accuracy of options", "fraction", "higher", 1.0),
     "final_answer": Quantity("final answer", "fraction", "higher", 1.0),
+    "equations_correct": Quantity("equations correct", "fraction", "higher", 1.0),
+    "topological_share": Quantity("written in order of reasoning", "fraction", "", 1.0),
+    "topological_share_chance": Quantity("in order by chance", "fraction", "", 1.0),
+    "topological_share_right": Quantity("in order, of right answers", "fraction", "", 1.0),
+    "strict_topological_share": Quantity("strictly in order of reasoning", "fraction", "", 1.0),
+    "strict_topological_share_chance": Quantity("strictly in order by chance", "fraction", "", 1.0),
+    "order_violations": Quantity("pairs in the wrong order", "an answer", "lower"),
+    "answers_read": Quantity("answers of the known form", "fraction", "higher", 1.0),
     "token_f1": Quantity("token F1", "fraction", "higher", 1.0),
     "bleu": Quantity("BLEU", "0–100", "higher", 100.0),
     "bleu_lowercase": Quantity("BLEU, lower-cased", "0–100", "higher", 100.0),
@@ -166,9 +174,9 @@ def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
         name
         for line in lines
         for name, value in line.items()
-        if math.isfinite(number(value)) and not name.endswith("_se")
+        if math.isfinite(number(value)) and not name.endswith(("_se", "_low", "_high"))
     }
-    present -= {"step", "n", "seconds", "time", "maskable_tokens"}
+    present -= {"step", "n", "seconds", "time", "maskable_tokens", "answers_right"}
     order = list(QUANTITIES)
 
     def rank(name: str) -> tuple[int, str]:
