@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm_jax.cli.flags import add_gin, load_config
@@ -56,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_chips", type=int, default=64, metavar="N", help="largest slice that --search tries"
     )
+    parser.add_argument(
+        "--cache_dir",
+        metavar="FOLDER",
+        help="where verdicts of compilations are kept, so that the same program is never compiled "
+        "twice; by default the folder plans of DLM_CACHE_DIR, or of ~/.cache/dlm_jax",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
 
 
@@ -77,9 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = _over_slices(_request(arguments), topology.slices)
     if arguments.search:
         return _fastest(arguments, _training(request), topology)
-    from dlm_jax.planning.plan import make_plan
-
-    plan = make_plan(request, topology)
+    plan = _planner(arguments)(request, topology)
     print(json.dumps(plan.to_json()) if arguments.json else plan.table())
     return int(plan.compiled.fits is False)
 
@@ -97,10 +103,12 @@ def _search(arguments: argparse.Namespace, families: Sequence[str]) -> int:
     from dlm_jax.planning.search import fastest, smallest
 
     request = _training(_request(arguments))
+    planner = _planner(arguments)
     found = {}
     for family in families:
-        plan = smallest(request, family, arguments.max_chips, report=_progress)
-        best = plan and fastest(request, plan.topology, report=_progress).best
+        how: dict[str, Any] = {"planner": planner, "report": _progress}
+        plan = smallest(request, family, arguments.max_chips, **how)
+        best = plan and fastest(request, plan.topology, **how).best
         found[family] = (best or plan) if plan else None
     if arguments.json:
         print(json.dumps({name: plan and plan.to_json() for name, plan in found.items()}))
@@ -114,18 +122,30 @@ def _search(arguments: argparse.Namespace, families: Sequence[str]) -> int:
 def _fastest(arguments: argparse.Namespace, request: TrainingStep, topology: Topology) -> int:
     from dlm_jax.planning.search import fastest
 
-    found = fastest(request, topology, report=_progress)
+    found = fastest(request, topology, planner=_planner(arguments), report=_progress)
     if arguments.json:
         print(json.dumps(found.best and found.best.to_json()))
     elif found.best:
         print(f"fastest: {found.best.setting()}\n\n{found.best.table()}")
     else:
-        print(f"nothing fits on {topology}: {found.hopeless} settings have too large a state")
+        print(
+            f"nothing fits on {topology}: of {found.settings} settings {found.hopeless} cannot, by "
+            f"arithmetic, and {len(found.plans)} were compiled"
+        )
     return int(found.best is None)
 
 
-def _progress(plan: Plan) -> None:
-    print(f"  {plan.setting()}", file=sys.stderr, flush=True)
+def _planner(arguments: argparse.Namespace) -> Callable[[Request, Topology], Plan]:
+    from dlm_jax.checkpoints.sources import cache_directory
+    from dlm_jax.planning.plan import make_plan
+    from dlm_jax.planning.verdicts import Verdicts
+
+    folder = arguments.cache_dir and Path(arguments.cache_dir).expanduser()
+    return functools.partial(make_plan, verdicts=Verdicts(folder or cache_directory() / "plans"))
+
+
+def _progress(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def _training(request: Request) -> TrainingStep:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from dlm_jax.planning.hlo import Instruction, Module
+from dlm_jax.planning.links import Links
 
 KINDS = (
     "all-gather",
@@ -42,7 +42,11 @@ _BYTES = {
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\]")
 _IOTA = re.compile(r"replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _LISTED = re.compile(r"replica_groups=\{((?:\{[0-9,]*\},?)+)\}")
-_MESH = re.compile(r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\]\s*(?:\{([^}]*)\})?")
+_MESH = re.compile(
+    r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\]"
+    r"(?:,\s*device_ids=\((\[[0-9,]+\](?:T\([0-9,]+\))?|[0-9,\s]+)\))?\s*\{([^}]*)\}"
+)
+_ORDER = re.compile(r"\[([0-9,]+)\](?:T\(([0-9,]+)\))?")
 _AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{[0-9]+,[0-9]+\},?)+)\}")
@@ -50,11 +54,12 @@ _PAIRS = re.compile(r"source_target_pairs=\{((?:\{[0-9]+,[0-9]+\},?)+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All transfers of one kind and group size in one run of the program.
+    """All transfers of one kind, group size and spread in one run of the program.
 
     Attributes:
         kind: one of `KINDS`.
         group: devices that take part together.
+        directions: link directions of a chip that they keep busy inside a slice.
         count: how often it runs.
         bytes: size of the whole arrays, of all runs together.
         local_bytes: what a device sends over the links inside a slice or a host.
@@ -63,28 +68,29 @@ class Collective:
 
     kind: str
     group: int
+    directions: int
     count: float
     bytes: float
     local_bytes: float
     network_bytes: float
 
 
-def collectives(
-    text: str, domains: Sequence[int], *, unknown_trips: float = 1.0
-) -> list[Collective]:
+def collectives(text: str, links: Links, *, unknown_trips: float = 1.0) -> list[Collective]:
     """Adds up the transfers of a compiled program.
 
     Args:
         text: `compiled.as_text()`.
-        domains: slice (or host) of each device, in the order of the mesh.
+        links: places of the devices, in the order of the mesh.
         unknown_trips: rounds of loops whose number is only known when the program runs.
 
     Returns:
         The sums, the most expensive first.
     """
-    sums: dict[tuple[str, int], list[float]] = {}
+    domains = links.domains
+    sums: dict[tuple[str, int, int], list[float]] = {}
     chains: set[str] = set()
-    for instruction, computation, times in Module.parse(text).executed(unknown_trips):
+    module = Module.parse(text)
+    for instruction, computation, times in module.executed(unknown_trips):
         kind = _kind(instruction, computation)
         if kind is None or _seen_before(instruction, chains):
             continue
@@ -94,10 +100,15 @@ def collectives(
         local, network = _sent(kind, whole, groups, domains)
         if not local + network:
             continue
-        entry = sums.setdefault((kind, size), [0.0, 0.0, 0.0, 0.0])
+        if kind == "collective-permute":
+            ways = 1 + _goes_both_ways(groups, module.computations[computation])
+        else:
+            ways = _directions(groups, links) if local else 1
+        key = kind, size, ways
+        entry = sums.setdefault(key, [0.0, 0.0, 0.0, 0.0])
         for place, value in enumerate((1.0, whole, local, network)):
             entry[place] += times * value
-    found = [Collective(kind, size, *entry) for (kind, size), entry in sums.items()]
+    found = [Collective(*key, *entry) for key, entry in sums.items()]
     return sorted(found, key=lambda item: -(item.local_bytes + item.network_bytes))
 
 
@@ -182,18 +193,19 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray:
         return order.reshape(shape)
     mesh = _MESH.search(arguments)
     if mesh:
-        return _mesh_groups(mesh[1], mesh[2] or "")
+        return _mesh_groups(mesh[1], mesh[2], mesh[3], devices)
     listed = _LISTED.search(arguments)
     if listed:
         return np.array([_numbers(group) for group in re.findall(r"\{([0-9,]+)\}", listed[1])])
     return np.arange(devices)[None]
 
 
-def _mesh_groups(axes: str, members: str) -> np.ndarray:
+def _mesh_groups(axes: str, order: str | None, members: str, devices: int) -> np.ndarray:
     """Groups along axes of a mesh, written `mesh['a'=4,'b'=16] {'b'}`: one group for each 'a'.
 
     A part of an axis is written `'b':(4)2`: 2 of its devices, 4 being the product of the sizes of
-    the parts before it.
+    the parts before it. Between the two may stand the devices of the mesh, where they are not in
+    ascending order: `device_ids=([16,4]T(1,0))`, or one after the other.
     """
     parts = {match[1]: match for match in _AXIS.finditer(members)}
     shape: list[int] = []
@@ -209,15 +221,46 @@ def _mesh_groups(axes: str, members: str) -> np.ndarray:
             chosen.append(len(shape))
         shape.append(size)
     others = [number for number in range(len(shape)) if number not in chosen]
-    order = np.arange(math.prod(shape)).reshape(shape).transpose(*others, *chosen)
-    return order.reshape(-1, math.prod(shape[number] for number in chosen))
+    grid = _ordered(order, devices).reshape(shape).transpose(*others, *chosen)
+    return grid.reshape(-1, math.prod(shape[number] for number in chosen))
+
+
+def _ordered(order: str | None, devices: int) -> np.ndarray:
+    """Device numbers [devices] in the order that `device_ids=` gives."""
+    if order is None:
+        return np.arange(devices)
+    iota = _ORDER.fullmatch(order)
+    if iota is None:
+        return np.array(_numbers(order))
+    grid = np.arange(devices).reshape(_numbers(iota[1]))
+    return (grid.transpose(_numbers(iota[2])) if iota[2] else grid).reshape(-1)
 
 
 def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _sent(kind: str, whole: int, groups: np.ndarray, domains: Sequence[int]) -> tuple[float, float]:
+def _goes_both_ways(pairs: np.ndarray, computation: list[Instruction]) -> bool:
+    """Whether another permutation of the same round goes the opposite way, as rings of a product
+    that is cut into pieces do."""
+    back = {(int(target), int(source)) for source, target in pairs}
+    return any(
+        {(int(source), int(target)) for source, target in _groups(other, 0)} == back
+        for other in computation
+        if other.opcode.startswith("collective-permute") and "done" not in other.opcode
+    )
+
+
+def _directions(groups: np.ndarray, links: Links) -> int:
+    """Link directions inside a domain that the slowest group keeps busy."""
+    domains = links.domains
+    inside = [[device for device in g if domains[device] == domains[g[0]]] for g in groups]
+    return min(links.directions(np.array(group)) for group in inside)
+
+
+def _sent(
+    kind: str, whole: int, groups: np.ndarray, domains: tuple[int, ...]
+) -> tuple[float, float]:
     """Bytes that a device sends within its domain and out of it.
 
     A group over several domains works in two levels: a ring inside each domain, and rings across

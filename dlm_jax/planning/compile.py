@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from dlm_jax.errors import UserError
 from dlm_jax.planning.collectives import Collective, collectives
+from dlm_jax.planning.links import Links
 from dlm_jax.planning.request import Request, SamplingStep, TrainingStep
 from dlm_jax.planning.topologies import Topology
+from dlm_jax.planning.verdicts import Options, Verdicts
 
 if TYPE_CHECKING:
     import jax
@@ -19,11 +20,7 @@ if TYPE_CHECKING:
 # Positions of a sampling step whose logits exist at once.
 _SAMPLED_POSITIONS = 512
 _SEED = 0
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_TOO_MUCH = (
-    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
-)
+NOTHING_KEPT = Verdicts()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Compiled:
         usable_bytes: memory of a device that programs can use; None where unknown.
         collectives: what is sent between devices, in one step.
         cpu_seconds: processor time of tracing and compilation.
-        seconds: wall time of the same.
+        kept: whether the verdict is that of an earlier compilation.
     """
 
     mesh: dict[str, int]
@@ -51,7 +48,7 @@ class Compiled:
     usable_bytes: float | None
     collectives: tuple[Collective, ...]
     cpu_seconds: float
-    seconds: float
+    kept: bool = False
 
     @property
     def fits(self) -> bool | None:
@@ -64,46 +61,45 @@ class Compiled:
 def compile_step(
     request: Request,
     topology: Topology,
-    compiler_options: dict[str, str] | None = None,
+    compiler_options: Options = None,
+    verdicts: Verdicts = NOTHING_KEPT,
 ) -> Compiled:
     """Compiles the step of a request; allocates nothing but what the compiler itself needs.
+
+    Args:
+        request: the step.
+        topology: where.
+        compiler_options: of XLA.
+        verdicts: of earlier compilations.
 
     Raises:
         UserError: mesh, batch or topology do not go together, or a compiler is missing.
     """
-    import jax
-
     from dlm_jax.parallel.mesh import make_mesh
 
     devices = topology.devices()
     mesh = make_mesh(request.mesh, devices)
     _check_rows(request, mesh.shape)
-    began, began_cpu = time.monotonic(), time.process_time()
+    began = time.process_time()
     lowered, parameters, state = _lower(request, mesh)
-    compiled = needed = None
-    try:
-        compiled = lowered.compile(compiler_options=compiler_options)
-    except jax.errors.JaxRuntimeError as error:
-        needed = _needed_bytes(error)
-    accelerator = topology.accelerator
-    peak: int | None = None
+    traced = time.process_time() - began
+    verdict = verdicts.ask(lowered, topology, compiler_options)
     sent: tuple[Collective, ...] = ()
-    if compiled is not None:
-        peak = compiled.memory_analysis().peak_memory_in_bytes
-        numbers = {device: number for number, device in enumerate(devices)}
-        domains = [topology.domain(numbers[device], device) for device in mesh.devices.flat]
+    if verdict.program:
         rounds = expected_head_rounds(request, mesh.shape)
-        sent = tuple(collectives(compiled.as_text(), domains, unknown_trips=rounds))
+        links = Links.of(devices, mesh, topology)
+        sent = tuple(collectives(verdict.program, links, unknown_trips=rounds))
+    accelerator = topology.accelerator
     return Compiled(
         mesh=dict(mesh.shape),
         parameter_bytes=shard_bytes(parameters),
         state_bytes=shard_bytes(state),
-        peak_bytes=peak,
-        needed_bytes=needed,
+        peak_bytes=verdict.peak_bytes,
+        needed_bytes=verdict.needed_bytes,
         usable_bytes=accelerator.usable_bytes if accelerator else None,
         collectives=sent,
-        cpu_seconds=time.process_time() - began_cpu,
-        seconds=time.monotonic() - began,
+        cpu_seconds=traced + verdict.cpu_seconds,
+        kept=verdict.kept,
     )
 
 
@@ -199,19 +195,3 @@ def _lower_sampling(request: SamplingStep, mesh: jax.sharding.Mesh) -> tuple[Any
         batch = sharding.abstract_batch(request.batch_size, request.length, mesh)
         lowered = jax.jit(evaluate).lower(parameters, batch)
     return lowered, parameters, parameters
-
-
-def _needed_bytes(error: Exception) -> int:
-    """Bytes that the compiler asked for when memory did not suffice.
-
-    Raises:
-        Exception: the error itself, when it is of another kind.
-    """
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
-        raise error
-    for pattern in _TOO_MUCH:
-        match = pattern.search(text)
-        if match:
-            return round(float(match[1]) * _UNITS[match[2]])
-    raise error

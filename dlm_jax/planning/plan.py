@@ -6,10 +6,11 @@ import dataclasses
 import math
 from typing import Any
 
-from dlm_jax.planning.compile import Compiled, compile_step
+from dlm_jax.planning.compile import NOTHING_KEPT, Compiled, compile_step
 from dlm_jax.planning.request import Request, SamplingStep, TrainingStep
 from dlm_jax.planning.roofline import Roofline, roofline
 from dlm_jax.planning.topologies import Topology
+from dlm_jax.planning.verdicts import Options, Verdicts
 
 _GIB = 2**30
 
@@ -59,7 +60,7 @@ class Plan:
             "verdict": self.verdict,
             "collectives": [dataclasses.asdict(item) for item in compiled.collectives],
             "compile_cpu_seconds": round(compiled.cpu_seconds, 2),
-            "compile_seconds": round(compiled.seconds, 2),
+            "compiled_earlier": compiled.kept,
             "roofline": None if bound is None else dataclasses.asdict(bound),
         }
 
@@ -95,26 +96,30 @@ class Plan:
             (
                 "sends" if number == 0 else "",
                 f"{item.kind:<18} {item.count:>7,.0f} x  group {item.group:<4} "
-                f"{item.local_bytes / 1e9:9.2f} GB fast links {item.network_bytes / 1e9:9.2f} GB "
-                "network",
+                f"{item.local_bytes / 1e9:9.2f} GB fast links, {item.directions} way(s) "
+                f"{item.network_bytes / 1e9:9.2f} GB network",
             )
             for number, item in enumerate(compiled.collectives)
         ]
         rows += _bound_rows(self.roofline) if self.roofline else []
-        rows.append(("compiled in", f"{compiled.cpu_seconds:.0f} s of processor time"))
+        when = ", earlier" if compiled.kept else ""
+        rows.append(("compiled in", f"{compiled.cpu_seconds:.0f} s of processor time{when}"))
         rows.append(("verdict", self.verdict))
         return "\n".join(f"{name:<13}{text}" for name, text in rows)
 
 
 def make_plan(
-    request: Request, topology: Topology, compiler_options: dict[str, str] | None = None
+    request: Request,
+    topology: Topology,
+    compiler_options: Options = None,
+    verdicts: Verdicts = NOTHING_KEPT,
 ) -> Plan:
-    """Compiles the step and bounds it.
+    """Compiles the step, unless its verdict is kept already, and bounds it.
 
     Raises:
         UserError: mesh, batch or topology do not go together, or a compiler is missing.
     """
-    compiled = compile_step(request, topology, compiler_options)
+    compiled = compile_step(request, topology, compiler_options, verdicts)
     accelerator = topology.accelerator
     bound = None
     if accelerator is not None and compiled.peak_bytes is not None:
@@ -123,7 +128,6 @@ def make_plan(
             compiled.collectives,
             accelerator,
             devices=_product(compiled.mesh),
-            directions=topology.ring_directions,
         )
     return Plan(request, topology, compiled, bound)
 

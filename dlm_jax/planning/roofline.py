@@ -93,22 +93,21 @@ def roofline(
     accelerator: Accelerator,
     *,
     devices: int,
-    directions: int,
 ) -> Roofline:
     """Bounds the time of a step.
 
     Args:
         request: the step.
-        sent: what a device sends in one step.
+        sent: what a device sends in one step, one transfer after the other.
         accelerator: what one device can do.
         devices: number of devices.
-        directions: link directions that a ring keeps busy at each chip.
     """
     flops = step_flops(request)
-    bandwidth = accelerator.link_bandwidth * directions / accelerator.devices_per_chip
+    link = accelerator.link_bandwidth / accelerator.devices_per_chip
     compute = flops.hardware / devices / accelerator.peak_flops
-    local_bytes = sum(item.local_bytes for item in sent)
-    local = local_bytes / bandwidth if local_bytes else 0.0
+    # Without links (one device) nothing is sent, and there is no bandwidth to divide by.
+    local = sum(item.local_bytes / item.directions for item in sent if item.local_bytes)
+    local = local / link if local else 0.0
     network = sum(item.network_bytes for item in sent) / accelerator.network_bandwidth
     ideal = flops.model / devices / accelerator.peak_flops
     return Roofline(
@@ -118,18 +117,16 @@ def roofline(
         network_seconds=network,
         mfu_without_overlap=ideal / (compute + local + network),
         mfu_with_overlap=ideal / max(compute, local, network),
-        assumptions=_assumptions(request, accelerator, directions, bandwidth),
+        assumptions=_assumptions(request, accelerator),
     )
 
 
-def _assumptions(
-    request: Request, accelerator: Accelerator, directions: int, bandwidth: float
-) -> tuple[str, ...]:
+def _assumptions(request: Request, accelerator: Accelerator) -> tuple[str, ...]:
     lines = [
         f"matrix products at the peak of {accelerator.peak_flops / 1e12:,.0f} TFLOP/s a device; "
         "norms, dropout and the optimizer cost nothing",
-        f"rings over {directions} link direction(s) of {accelerator.link_bandwidth / 1e9:.0f} GB/s "
-        f"a chip, {bandwidth / 1e9:.0f} GB/s a device; "
+        f"rings over the links of their group, {accelerator.link_bandwidth / 1e9:.0f} GB/s each "
+        f"way, shared by {accelerator.devices_per_chip} device(s) of a chip; "
         f"{accelerator.network_bandwidth / 1e9:.1f} GB/s a device between slices or hosts",
     ]
     if isinstance(request, SamplingStep):

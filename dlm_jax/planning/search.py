@@ -1,8 +1,9 @@
 """Search over slices, meshes, rematerialisation and micro-batches: what fits, and what is fastest.
 
-Compiling billions of parameters takes a minute and more, so the search compiles little: settings
-whose state alone fills the memory never, the others in the order of what they recompute and resend,
-and of each rematerialisation policy only until the first one fits.
+Compiling billions of parameters takes a minute and more, so the search compiles little. Settings
+that cannot fit, by arithmetic, are never compiled; the others are in the order of their estimated
+time, and when the first one has fitted, only those follow that promise to be faster still. A
+setting that does not fit costs seconds, because the compiler gives up early.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from collections.abc import Callable, Iterator
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.models.config import REMAT_POLICIES
 from dlm_jax.parallel.mesh import MeshConfig
+from dlm_jax.planning.estimate import Machine, estimated_seconds, least_bytes, state_bytes
 from dlm_jax.planning.plan import Plan, make_plan
 from dlm_jax.planning.request import TrainingStep
-from dlm_jax.planning.roofline import step_flops
 from dlm_jax.planning.topologies import FAMILIES, Topology
 
 _TENSOR_SIZES = (1, 2, 4)
 _GPU_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# What a setting must promise to save of the time of the best one so far to be worth a compilation.
+_WORTHWHILE = 0.03
 Planner = Callable[[TrainingStep, Topology], Plan]
+Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +33,15 @@ class Candidate:
 
     Attributes:
         request: the step, with mesh, rematerialisation and micro-batches set.
-        state_bytes: what parameters and optimizer need on a device.
+        tokens: tokens of a micro-batch that go through a device.
+        least_bytes: what a device must hold at a time.
+        seconds: estimated time of the step without overlap.
     """
 
     request: TrainingStep
-    state_bytes: float
+    tokens: float
+    least_bytes: float
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,47 +50,36 @@ class Found:
 
     Attributes:
         plans: everything that was compiled, in order.
-        hopeless: settings that were not compiled, because their state alone fills the memory.
+        settings: number of settings there are.
+        hopeless: how many of them cannot fit, by arithmetic.
         best: the fastest plan that fits, by its time without overlap; None when none fits.
     """
 
     plans: tuple[Plan, ...]
+    settings: int
     hopeless: int
     best: Plan | None
 
 
-def state_bytes(request: TrainingStep) -> int:
-    """Bytes of parameters and optimizer state over all devices, each part counted once."""
-    import jax
-
-    from dlm_jax.models.encoder import abstract_parameters
-
-    shapes = abstract_parameters(request.config)
-    state = jax.eval_shape(request.optimizer.init, shapes)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((shapes, state)))
-
-
-def candidates(request: TrainingStep, topology: Topology, policy: str) -> Iterator[Candidate]:
-    """Yields the ways to run a step under a rematerialisation policy, fewest micro-batches first.
-
-    Among equals, the matrix products are split as little as possible, then the parameters: few
-    FSDP shards and many replicas send less than many shards.
-    """
-    accelerator = topology.accelerator
-    devices = topology.chips * (accelerator.devices_per_chip if accelerator else 1)
-    total = state_bytes(request)
-    config = dataclasses.replace(request.config, remat_policy=policy)
+def candidates(request: TrainingStep, topology: Topology) -> Iterator[Candidate]:
+    """Yields the ways to run a step: policies, and meshes and micro-batches that divide it."""
+    machine = _machine(topology)
+    devices, state = machine.devices // topology.slices, state_bytes(request)
     for accumulation in _divisors(request.batch_size):
         for tensor in _TENSOR_SIZES:
-            for fsdp in _divisors(devices // tensor if devices % tensor == 0 else 0):
-                ways = devices // tensor * topology.slices * accumulation
-                if request.batch_size % ways or config.num_heads % tensor:
-                    continue
+            ways = devices // tensor * topology.slices * accumulation
+            if devices % tensor or request.batch_size % ways or request.config.num_heads % tensor:
+                continue
+            for fsdp in _divisors(devices // tensor):
                 mesh = MeshConfig(devices // tensor // fsdp, fsdp, tensor, dcn_data=topology.slices)
-                chosen = dataclasses.replace(
-                    request, config=config, accumulation=accumulation, mesh=mesh
-                )
-                yield Candidate(chosen, total / (fsdp * tensor))
+                for policy in REMAT_POLICIES:
+                    chosen = _with(request, policy, accumulation, mesh)
+                    yield Candidate(
+                        chosen,
+                        request.rows * request.length * tensor / machine.devices / accumulation,
+                        least_bytes(chosen, state, machine.devices),
+                        estimated_seconds(chosen, machine),
+                    )
 
 
 def fastest(
@@ -91,7 +88,7 @@ def fastest(
     *,
     max_compiles: int = 12,
     planner: Planner = make_plan,
-    report: Callable[[Plan], None] = lambda plan: None,
+    report: Report = lambda line: None,
 ) -> Found:
     """Finds the fastest setting on a topology.
 
@@ -105,31 +102,47 @@ def fastest(
     Raises:
         UserError: the accelerator's memory is not known, or no mesh divides the batch.
     """
-    usable, peak_flops, devices = _capacity(topology)
-    plans: list[Plan] = []
-    hopeless, tried = 0, 0
-    best: Plan | None = None
-    for policy in REMAT_POLICIES:
-        for candidate in candidates(request, topology, policy):
-            tried += 1
-            if candidate.state_bytes >= usable:
-                hopeless += 1
-                continue
-            ideal = step_flops(candidate.request).hardware / peak_flops / devices
-            if len(plans) >= max_compiles or (best and ideal >= _seconds(best)):
-                break
-            plan = planner(candidate.request, topology)
-            plans.append(plan)
-            report(plan)
-            if plan.compiled.fits:
-                best = plan if best is None or _seconds(plan) < _seconds(best) else best
-                break
-    if not tried:
+    machine = _machine(topology)
+    usable = machine.accelerator.usable_bytes
+    every = sorted(candidates(request, topology), key=lambda item: item.seconds)
+    if not every:
         raise UserError(
             f"no mesh of {topology} divides a batch of {request.batch_size} rows: "
-            f"take a multiple of {devices}"
+            f"take a multiple of {machine.devices}"
         )
-    return Found(tuple(plans), hopeless, best)
+    possible = [item for item in every if item.least_bytes < usable]
+    report(
+        f"{topology}: {len(every)} settings, {len(every) - len(possible)} of them too large for "
+        f"{usable / 2**30:.2f} GiB by arithmetic; compiling the rest, fastest first, until one fits"
+    )
+    compiled: list[tuple[Candidate, Plan]] = []
+    best: Plan | None = None
+    for candidate in possible:
+        if len(compiled) >= max_compiles or (
+            best and candidate.seconds >= (1 - _WORTHWHILE) * _seconds(best)
+        ):
+            break
+        if any(_must_exceed(usable, candidate, *pair) for pair in compiled):
+            continue
+        plan = planner(candidate.request, topology)
+        compiled.append((candidate, plan))
+        report(plan.setting())
+        if plan.compiled.fits and (best is None or _seconds(plan) < _seconds(best)):
+            best = plan
+    plans = tuple(plan for _, plan in compiled)
+    return Found(plans, len(every), len(every) - len(possible), best)
+
+
+def _must_exceed(usable: float, candidate: Candidate, other: Candidate, plan: Plan) -> bool:
+    """Whether a setting needs too much, judged by another one of the same policy.
+
+    What that one needed beyond the least, this one needs as well, at most in proportion less where
+    it has fewer tokens at a time.
+    """
+    if candidate.request.config.remat_policy != other.request.config.remat_policy:
+        return False
+    beyond = (plan.compiled.peak_bytes or plan.compiled.needed_bytes or 0) - other.least_bytes
+    return candidate.least_bytes + beyond * min(1.0, candidate.tokens / other.tokens) > usable
 
 
 def smallest(
@@ -138,7 +151,7 @@ def smallest(
     max_chips: int,
     *,
     planner: Planner = make_plan,
-    report: Callable[[Plan], None] = lambda plan: None,
+    report: Report = lambda line: None,
 ) -> Plan | None:
     """Finds the smallest slice that holds the step at all, in its leanest settings.
 
@@ -158,23 +171,26 @@ def smallest(
     Raises:
         UserError: there is no such family, or the memory of its accelerators is not known.
     """
+    state = state_bytes(request)
     for topology in _slices(family, max_chips):
-        usable, _, devices = _capacity(topology)
-        if state_bytes(request) / devices >= usable or request.batch_size % devices:
+        machine = _machine(topology)
+        if request.batch_size % machine.devices:
             continue
         # One row a device at a time needs the least for activations, but a second set of gradients.
-        for accumulation in sorted({1, request.batch_size // devices}):
-            lean = dataclasses.replace(
-                request,
-                config=dataclasses.replace(request.config, remat_policy="full"),
-                accumulation=accumulation,
-                mesh=MeshConfig(1, -1, 1),
-            )
+        for accumulation in sorted({1, request.batch_size // machine.devices}):
+            lean = _with(request, "full", accumulation, MeshConfig(1, -1, 1))
+            if least_bytes(lean, state, machine.devices) >= machine.accelerator.usable_bytes:
+                continue
             plan = planner(lean, topology)
-            report(plan)
+            report(plan.setting())
             if plan.compiled.fits:
                 return plan
     return None
+
+
+def _with(request: TrainingStep, policy: str, accumulation: int, mesh: MeshConfig) -> TrainingStep:
+    config = dataclasses.replace(request.config, remat_policy=policy)
+    return dataclasses.replace(request, config=config, accumulation=accumulation, mesh=mesh)
 
 
 def _slices(family: str, max_chips: int) -> Iterator[Topology]:
@@ -187,13 +203,11 @@ def _slices(family: str, max_chips: int) -> Iterator[Topology]:
             yield Topology.of_size(family, chips)
 
 
-def _capacity(topology: Topology) -> tuple[float, float, int]:
-    """Usable bytes and FLOP/s of a device, and the number of devices over all slices."""
-    accelerator = topology.accelerator
-    if accelerator is None:
+def _machine(topology: Topology) -> Machine:
+    machine = Machine.of(topology)
+    if machine is None:
         raise UserError(f"--search needs an accelerator whose memory is known, not {topology}")
-    devices = topology.chips * accelerator.devices_per_chip * topology.slices
-    return accelerator.usable_bytes, accelerator.peak_flops, devices
+    return machine
 
 
 def _seconds(plan: Plan) -> float:

@@ -168,17 +168,6 @@ class Topology:
         return (rows == 16 and columns == 16, columns == 16, False)
 
     @property
-    def ring_directions(self) -> int:
-        """Link directions that rings over the whole slice keep busy at each chip.
-
-        A ring of links gives both directions. An open row of chips gives one: a ring laid through
-        it goes out over one link direction and must come back over the other.
-        """
-        if not self.is_tpu:
-            return 1
-        return sum(1 + wraps for size, wraps in zip(self.dimensions, self.wrap) if size > 1)
-
-    @property
     def accelerator(self) -> Accelerator | None:
         """What one device can do; None for CPUs."""
         from dlm_jax.parallel.accelerators import accelerator

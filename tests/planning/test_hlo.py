@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from dlm_jax.planning.collectives import Collective, array_bytes, collectives
 from dlm_jax.planning.hlo import Module
+from dlm_jax.planning.links import Links
 
 # A loop of 12 rounds (a scan), in which a product goes round a ring in a loop that is unrolled
 # twice: a counter to 8 in steps of 2. As the TPU compiler writes it, attributes cut.
@@ -65,7 +67,7 @@ def entry(*lines: str, before: str = "") -> str:
 
 
 def only(text: str, devices: int = 8, domains=None) -> Collective:
-    (found,) = collectives(text, domains or [0] * devices)
+    (found,) = collectives(text, Links(tuple(domains or [0] * devices)))
     return found
 
 
@@ -82,7 +84,7 @@ def test_a_loop_whose_rounds_depend_on_data_counts_as_told() -> None:
     module = Module.parse(text)
     loops = [i for body in module.computations.values() for i in body if i.opcode == "while"]
     assert [module.trip_count(loop) for loop in loops] == [4, None]
-    (found,) = collectives(text, [0, 0], unknown_trips=3)
+    (found,) = collectives(text, Links((0, 0)), unknown_trips=3)
     assert found.count == 3 * 4
 
 
@@ -120,6 +122,17 @@ def test_the_compilers_own_count_wins() -> None:
             "all-gather", 2, 4096 / 2,
         ),
         (
+            # Of a mesh whose devices are listed in another order.
+            "%x = f32[1024]{0} all-gather(%a), replica_groups=mesh['x'=2,'y'=1,'z'=4], "
+            "device_ids=([4,2]T(1,0)) {'z'}, dimensions={0}",
+            "all-gather", 4, 4096 * 3 / 4,
+        ),
+        (
+            "%x = f32[1024]{0} all-gather(%a), replica_groups=mesh['x'=2,'y'=4], "
+            "device_ids=(0,2,4,6,1,3,5,7) {'x'}, dimensions={0}",
+            "all-gather", 2, 4096 / 2,
+        ),
+        (
             "%x = (f32[512]{0}, f32[512]{0}) all-reduce(%a, %b), replica_groups={}, to_apply=%s",
             "all-reduce", 8, 2 * 4096 * 7 / 8,
         ),
@@ -150,15 +163,63 @@ def test_groups_across_slices_ring_inside_and_send_their_part_across() -> None:
     assert only(entry(inside), domains=[0] * 4 + [1] * 4).network_bytes == 0
 
 
+# Four chips in two rows of two, and a whole cube whose rows are rings.
+_SQUARE = Links((0,) * 4, ((0, 0), (1, 0), (0, 1), (1, 1)), (2, 2), (False, False))
+_CUBE = Links(
+    (0,) * 64,
+    tuple((x, y, z) for x in range(4) for y in range(4) for z in range(4)),
+    (4, 4, 4),
+    (True, True, True),
+)
+
+
+@pytest.mark.parametrize(
+    ("links", "group", "directions"),
+    [
+        (_SQUARE, [0, 1], 1),
+        (_SQUARE, [0, 1, 2, 3], 2),
+        (_CUBE, range(64), 6),
+        (_CUBE, range(16), 4),  # a plane
+        (_CUBE, range(4), 2),  # a ring
+        (_CUBE, range(2), 1),  # half a ring, whose ends are not joined
+        (_CUBE, [0], 1),
+        (Links((0,) * 8), range(8), 1),
+    ],
+)
+def test_rings_use_the_links_of_the_axes_that_their_group_spans(links, group, directions) -> None:
+    assert links.directions(np.array(group)) == directions
+
+
+def test_groups_lie_where_the_order_of_the_mesh_puts_them() -> None:
+    text = (
+        "%x = f32[1024]{{0}} all-gather(%a), replica_groups=mesh['x'=16,'y'=4], "
+        "device_ids=([4,16]T(1,0)) {{'{}'}}, dimensions={{0}}"
+    )
+    # Devices 0 to 15 lie along 'x', 0, 16, 32 and 48 along 'y'.
+    (plane,) = collectives(entry(text.format("x")), _CUBE)
+    (ring,) = collectives(entry(text.format("y")), _CUBE)
+    assert (plane.group, plane.directions) == (16, 4)
+    assert (ring.group, ring.directions) == (4, 2)
+
+
+def test_permutations_use_two_ways_where_another_one_goes_back() -> None:
+    onwards = "%x = f32[8]{0} collective-permute(%a), source_target_pairs={{0,1},{1,2},{2,0}}"
+    back = "%y = f32[8]{0} collective-permute(%a), source_target_pairs={{1,0},{2,1},{0,2}}"
+    assert [item.directions for item in collectives(entry(onwards), _CUBE)] == [1]
+    (both,) = collectives(entry(onwards, back), _CUBE)
+    assert (both.count, both.directions) == (2, 2)
+
+
 def test_transfers_between_hosts_count_as_network() -> None:
     line = "%x = (bf16[16]{0}, u32[], token[]) send(%a, %t), channel_id=1, is_host_transfer=true"
     assert only(entry(line)).network_bytes == 32
-    assert collectives(entry(line.replace(", is_host_transfer=true", "")), [0] * 8) == []
+    inside = entry(line.replace(", is_host_transfer=true", ""))
+    assert collectives(inside, Links((0,) * 8)) == []
 
 
 def test_a_permutation_without_pairs_sends_nothing() -> None:
     line = "%x = f32[2]{0} collective-permute(%a), channel_id=66, source_target_pairs={}"
-    assert collectives(entry(line), [0] * 8) == []
+    assert collectives(entry(line), Links((0,) * 8)) == []
 
 
 def test_pieces_of_an_asynchronous_fusion_are_one_transfer() -> None:
@@ -205,6 +266,7 @@ import json
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from dlm_jax.planning.collectives import collectives
+from dlm_jax.planning.links import Links
 
 mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
 
@@ -220,7 +282,8 @@ def program(unroll):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 64), (5, 64, 64))]
     return jax.jit(mapped).lower(*shapes).compile().as_text()
 
-report = [[(c.kind, c.count, c.bytes, c.local_bytes) for c in collectives(program(n), [0] * 8)]
+places = Links((0,) * 8)
+report = [[(c.kind, c.count, c.bytes, c.local_bytes) for c in collectives(program(n), places)]
           for n in (1, 5)]
 print(json.dumps(report + [program(1).count(" while("), program(5).count(" while(")]))
 """

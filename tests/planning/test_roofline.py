@@ -60,10 +60,10 @@ def test_times_and_bounds(request_for) -> None:
     request = request_for(CONFIG, pairing="single", batch_size=128)
     flops = step_flops(request)
     sent = (
-        Collective("all-gather", 16, 1, 0, 9e9, 0),
-        Collective("send", 2, 1, 0, 0, 3.125e9),
+        Collective("all-gather", 16, 2, 1, 0, 9e9, 0),
+        Collective("send", 2, 1, 1, 0, 0, 3.125e9),
     )
-    bound = roofline(request, sent, known, devices=16, directions=2)
+    bound = roofline(request, sent, known, devices=16)
     assert bound.compute_seconds == pytest.approx(flops.hardware / 16 / 197e12)
     assert bound.local_seconds == pytest.approx(9e9 / (2 * 45e9))
     assert bound.network_seconds == pytest.approx(1.0)
@@ -82,11 +82,11 @@ def test_two_cores_share_the_links_of_a_chip_and_one_device_has_none_to_wait_for
     known = accelerator("TPU7x")
     assert known is not None
     request = request_for(CONFIG, pairing="single", batch_size=8)
-    sent = (Collective("all-gather", 8, 1, 0, 9e10, 0),)
-    assert roofline(request, sent, known, devices=8, directions=2).local_seconds == pytest.approx(
+    sent = (Collective("all-gather", 8, 2, 1, 0, 9e10, 0),)
+    assert roofline(request, sent, known, devices=8).local_seconds == pytest.approx(
         9e10 / (2 * 90e9 / 2)
     )
-    alone = roofline(request, (), known, devices=1, directions=0)
+    alone = roofline(request, (), known, devices=1)
     assert alone.local_seconds == alone.network_seconds == 0
     assert alone.mfu_with_overlap == alone.mfu_without_overlap
 

@@ -1,0 +1,78 @@
+"""Verdicts of the compiler: asked once for a program, asked anew for another one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dlm_jax.planning import verdicts as module
+from dlm_jax.planning.topologies import Topology
+from dlm_jax.planning.verdicts import Verdicts
+
+CPU = Topology.parse("cpu:1")
+
+
+def lowered(factor: float) -> jax.stages.Lowered:
+    return jax.jit(lambda x: factor * x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
+
+
+def test_a_program_is_compiled_once(tmp_path, monkeypatch) -> None:
+    kept = Verdicts(tmp_path / "plans")
+    first = kept.ask(lowered(2.0), CPU, None)
+    assert first.peak_bytes and first.program.startswith("HloModule") and not first.kept
+    monkeypatch.setattr(module, "compiled_verdict", lambda *_: pytest.fail("compiled again"))
+    again = kept.ask(lowered(2.0), CPU, None)
+    assert again.kept
+    assert (again.peak_bytes, again.program) == (first.peak_bytes, first.program)
+    assert again.cpu_seconds == first.cpu_seconds
+
+
+def test_what_the_compiler_is_given_makes_the_name(tmp_path, monkeypatch) -> None:
+    kept = Verdicts(tmp_path)
+    asked = [
+        (lowered(2.0), CPU, None),
+        (lowered(3.0), CPU, None),
+        (lowered(2.0), Topology.parse("cpu:2"), None),
+        (lowered(2.0), CPU, {"xla_cpu_enable_fast_math": True}),
+    ]
+    assert not any(kept.ask(*question).kept for question in asked)
+    assert all(kept.ask(*question).kept for question in asked)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_min_max=true")
+    assert not kept.ask(*asked[0]).kept
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip", gzip.compress(b'{"peak'), None])
+def test_a_damaged_verdict_is_asked_for_again(tmp_path, damage) -> None:
+    kept = Verdicts(tmp_path)
+    kept.ask(lowered(2.0), CPU, None)
+    [path] = tmp_path.iterdir()
+    other = gzip.compress(json.dumps({"written_by": "another release"}).encode())
+    path.write_bytes(other if damage is None else damage)
+    assert not kept.ask(lowered(2.0), CPU, None).kept
+    assert kept.ask(lowered(2.0), CPU, None).kept
+
+
+def test_nothing_is_kept_without_a_folder() -> None:
+    assert not Verdicts().ask(lowered(2.0), CPU, None).kept
+    assert not Verdicts().ask(lowered(2.0), CPU, None).kept
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, total memory required for HLO "
+            "temporaries (17.12G) exceeds available HBM (15.75G)",
+            17.12 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: … Used 44.4G of 31.25G hbm. Exceeded", 44.4 * 2**30),
+    ],
+)
+def test_bytes_that_a_compiler_asked_for(text, size) -> None:
+    assert module._needed_bytes(RuntimeError(text)) == round(size)
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        module._needed_bytes(RuntimeError("INTERNAL: something else"))
