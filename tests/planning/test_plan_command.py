@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -16,22 +17,31 @@ needs_libtpu = pytest.mark.skipif(
 TINY = ("--gin_file=runs/adapt.gin", "--model=test", "--gin.LENGTH=64", "--gin.BATCH_SIZE=8")
 
 
-def dlm_plan(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    # The devices of a plan are its own: none of the settings of the tests' process.
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    done = subprocess.run(
-        [sys.executable, "-m", "dlm_jax.cli", "plan", *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    # The devices of a plan are its own, and no verdict is kept from an earlier run of the tests.
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    return kept | {"DLM_CACHE_DIR": str(tmp_path / "cache")}
+
+
+@pytest.fixture
+def dlm_plan(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def call(*flags: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dlm_jax.cli", "plan", *flags],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    return call
 
 
 @needs_libtpu
-def test_a_step_on_a_slice() -> None:
+def test_a_step_on_a_slice(dlm_plan) -> None:
     done = dlm_plan(*TINY, "--topology=v5e:2x2", "--mesh=fsdp=4", "--json")
     plan = json.loads(done.stdout)
     assert plan["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
@@ -46,7 +56,7 @@ def test_a_step_on_a_slice() -> None:
 
 
 @needs_libtpu
-def test_a_sampling_step_holds_parameters_and_no_optimizer() -> None:
+def test_a_sampling_step_holds_parameters_and_no_optimizer(dlm_plan) -> None:
     flags = ("--gin_file=runs/evaluate.gin", "--model=test", "--topology=v5e:2x2", "--json")
     plan = json.loads(dlm_plan(*flags, "--mesh=fsdp=4").stdout)
     assert (plan["step"], plan["verdict"], plan["batch_size"]) == ("sampling", "fits", 64)
@@ -55,7 +65,7 @@ def test_a_sampling_step_holds_parameters_and_no_optimizer() -> None:
 
 
 @needs_libtpu
-def test_what_does_not_fit_says_so_with_its_bytes_and_exits_with_1() -> None:
+def test_what_does_not_fit_says_so_with_its_bytes_and_exits_with_1(dlm_plan) -> None:
     flags = ("--gin_file=runs/adapt.gin", "--model=xxl", "--gin.BATCH_SIZE=4", "--mesh=fsdp=4")
     done = dlm_plan(*flags, "--topology=v5e:2x2", code=1)
     assert done.stdout.splitlines()[-1].split() == ["verdict", "does", "not", "fit"]
@@ -75,13 +85,13 @@ def test_what_does_not_fit_says_so_with_its_bytes_and_exits_with_1() -> None:
         (("--topology=cpu:8", "--search"), "needs an accelerator whose memory is known"),
     ],
 )
-def test_mistakes_exit_with_2_and_one_sentence(flags, message) -> None:
+def test_mistakes_exit_with_2_and_one_sentence(dlm_plan, flags, message) -> None:
     done = dlm_plan(*TINY, *flags, code=2)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("dlm: error: ") and message in last
 
 
-def test_virtual_cpus_and_no_tensorflow() -> None:
+def test_virtual_cpus_and_no_tensorflow(environment, tmp_path) -> None:
     program = """
         import sys
         from dlm_jax import cli
@@ -89,7 +99,6 @@ def test_virtual_cpus_and_no_tensorflow() -> None:
         assert not {"tensorflow", "seqio", "torch", "sentencepiece"} & set(sys.modules)
         sys.exit(code)
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(line[8:] for line in program.splitlines())]
         + [*TINY, "--topology=cpu:8", "--mesh=data=2,fsdp=2,tensor=2"],
@@ -101,3 +110,4 @@ def test_virtual_cpus_and_no_tensorflow() -> None:
     assert done.returncode == 0, done.stderr
     assert "mesh data=2 fsdp=2 tensor=2" in done.stdout
     assert done.stdout.splitlines()[-1].split() == ["verdict", "not", "known"]
+    assert len(list((tmp_path / "cache" / "plans").glob("*.json.gz"))) == 1
