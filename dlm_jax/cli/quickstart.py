@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Checks all stages, runs what is not yet done of them, evaluates, and prints the results."""
-    began = time.monotonic()
+    began, training = time.monotonic(), 0.0
     folder = Path(arguments.run_dir)
     configs = {stage: _load(stage, "train", folder, arguments) for stage in STAGES}
     judge = _load("evaluate", "evaluate", folder, arguments)
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from dlm_jax import config
     from dlm_jax.evaluation.report import write_report
+    from dlm_jax.training.goodput import working_seconds
 
     before = _import_weights(configs["warm_up"], folder)
     results: dict[str, dict[str, dict[str, float]]] = {}
@@ -50,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
     for stage in STAGES:
         _say(f"stage {STAGES.index(stage) + 1} of {len(STAGES)}: {stage}")
         config.record(configs[stage], folder / stage)
+        stage_began = time.monotonic()
         configs[stage].call(run_dir=folder / stage)
+        training += time.monotonic() - stage_began
         if stage == "adapt":
             results["prose after"] = prose.call(run_dir=folder / stage, report=False)
             _say("answers before finetuning")
@@ -58,7 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     _say("answers after finetuning")
     results["tasks after"] = judge.call(run_dir=folder / "finetune", report=False)
     _trace(folder / "finetune")
-    summary = summarise(results, time.monotonic() - began)
+    # Trainings count with the time that they took, in this call or in earlier ones.
+    trained = sum(working_seconds(folder / stage / "metrics.jsonl") for stage in STAGES)
+    summary = summarise(results, trained + time.monotonic() - began - training)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     report = write_report(folder, {stage: folder / stage for stage in STAGES}, title="Quickstart")
     print(table(summary))

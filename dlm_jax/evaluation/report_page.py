@@ -144,7 +144,7 @@ def summary_tiles(summary: Mapping[str, Any]) -> str:
         tiles.append(_tile("NELBO [nats/token]", after, f"before {before} · lower is better"))
     seconds = number(summary.get("seconds"))
     if math.isfinite(seconds):
-        tiles.append(_tile("Wall-clock time", _duration(seconds), "of the last call"))
+        tiles.append(_tile("Wall-clock time", _duration(seconds), "of all stages"))
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 

@@ -71,6 +71,14 @@ def totals(file: Path) -> dict[str, float]:
     return sums
 
 
+def working_seconds(file: Path) -> float:
+    """Seconds that a run has worked according to its metrics file, over all processes so far.
+
+    What a killed process did after its last checkpoint, and the pause behind it, are not in it.
+    """
+    return sum(seconds for kind, seconds in totals(file).items() if kind != "restart")
+
+
 def sentence(seconds: Mapping[str, float]) -> str:
     """Says in a line where the time went."""
     total = sum(seconds.values())

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from dlm_jax.checkpoints import sources
+from dlm_jax.cli.quickstart import STAGES
 from dlm_jax.errors import UserError
+from dlm_jax.training.goodput import working_seconds
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,6 +96,10 @@ def test_a_second_quickstart_works_without_network_and_trains_nothing_again(fold
         folder,
         PIP_INDEX_URL="http://127.0.0.1:9/simple",
         PIP_NO_INDEX="1",
+    )
+    # The trainings of the first call are still counted.
+    assert json.loads((run / "summary.json").read_text())["seconds"] > sum(
+        working_seconds(run / stage / "metrics.jsonl") for stage in STAGES
     )
     for path, lines in trained.items():
         again = [line for line in path.read_text().splitlines() if '"split": "train"' in line]

@@ -82,6 +82,7 @@ def test_goodput_adds_up_to_the_time_since_the_run_began(tmp_path, monkeypatch):
     assert seconds["restart"] == pytest.approx(1000 + 35 + 100 - end_of_first_line, abs=0.01)
     assert seconds["startup"] == pytest.approx(40, abs=0.01)
     assert (seconds["step"], seconds["data"], seconds["checkpoint"]) == (10, 2, 4)
+    assert goodput.working_seconds(file) == pytest.approx(56, abs=0.01)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == goodput.SPLIT] == [1, 2]
     assert goodput.sentence(seconds).startswith("goodput 6.1% of 163 s: step 6.1%")
