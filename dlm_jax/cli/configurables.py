@@ -14,8 +14,10 @@ CONFIGURABLES = {
     # Objectives and their parts.
     "Diffusion": "dlm_jax.training.objectives:Diffusion",
     "MaskedLanguageModel": "dlm_jax.training.objectives:MaskedLanguageModel",
+    "Autoregressive": "dlm_jax.training.objectives:Autoregressive",
     "DiffusionObjective": "dlm_jax.diffusion.objectives:DiffusionObjective",
     "MaskedLanguageModelObjective": "dlm_jax.diffusion.objectives:MaskedLanguageModelObjective",
+    "AutoregressiveObjective": "dlm_jax.diffusion.autoregressive:AutoregressiveObjective",
     "AbsorbingProcess": "dlm_jax.diffusion.process:AbsorbingProcess",
     "Linear": "dlm_jax.diffusion.schedules:Linear",
     "Cosine": "dlm_jax.diffusion.schedules:Cosine",

@@ -155,6 +155,11 @@ class DiffusionObjective:
             raise UserError(f"{name}.fixed_ratio={self.fixed_ratio!r} must lie in (0, 1]")
 
     @property
+    def attention_pattern(self) -> str:
+        """What the denoiser has to see: what is masked is to be read off both sides."""
+        return "bidirectional"
+
+    @property
     def rows_per_example(self) -> int:
         """Draws per example and step: forward passes per clean row."""
         return 1 if self.pairing == "single" else 2
@@ -295,6 +300,11 @@ class MaskedLanguageModelObjective:
                 f"{name}.special_ids={self.special_ids!r} leave no token of"
                 f" vocab_size={self.vocab_size!r} to draw"
             )
+
+    @property
+    def attention_pattern(self) -> str:
+        """What the denoiser has to see: what is masked is to be read off both sides."""
+        return "bidirectional"
 
     @property
     def rows_per_example(self) -> int:

@@ -1,4 +1,4 @@
-"""Bidirectional attention in which a token sees the tokens of its own segment only."""
+"""Attention in which a token sees the tokens of its own segment only, or those of them before it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def attention(
     qkv: jax.Array,
     segment_ids: jax.Array,
     *,
+    causal: bool = False,
     dropout_rate: float = 0.0,
     dropout_seed: jax.Array | None = None,
     implementation: str = "auto",
@@ -32,6 +33,7 @@ def attention(
     Args:
         qkv: queries, keys and values [batch, length, 3, heads, kv].
         segment_ids: int32 [batch, length]; tokens see each other where these are equal.
+        causal: whether a token sees no later place of its row. Tokens of a segment stand in order.
         dropout_rate: probability of dropping an attention probability.
         dropout_seed: uint32 [2], or None for no dropout.
         implementation: a name of `models.config.ATTENTIONS`; 'auto' is `chosen_implementation`.
@@ -51,11 +53,11 @@ def attention(
         if dropout_rate:
             raise ValueError(f"implementation={implementation!r} has no dropout.")
         kernel = splash_attention if implementation == "splash" else dot_product_attention
-        return checkpoint_name(kernel(qkv, segment_ids), "attention_context")
+        return checkpoint_name(kernel(qkv, segment_ids, causal=causal), "attention_context")
     mesh = jax.sharding.get_abstract_mesh()
     if _platform() == "cpu" and (mesh.empty or mesh.size == 1):
-        return blockwise_attention(qkv, segment_ids, dropout_seed, dropout_rate)
-    return dense_attention(qkv, segment_ids, dropout_seed, dropout_rate)
+        return blockwise_attention(qkv, segment_ids, dropout_seed, dropout_rate, causal)
+    return dense_attention(qkv, segment_ids, dropout_seed, dropout_rate, causal)
 
 
 def chosen_implementation(length: int, *, dropout: bool) -> str:
@@ -86,11 +88,15 @@ def _platform() -> str:
 
 
 def dense_attention(
-    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+    qkv: jax.Array,
+    segment_ids: jax.Array,
+    seed: jax.Array,
+    dropout_rate: float,
+    causal: bool = False,
 ) -> jax.Array:
     """The reference: all scores [batch, heads, length, length] at once, differentiated by JAX."""
     query, key, value = _heads_first(qkv)
-    scores = _scores(query, key, segment_ids)
+    scores = _scores(query, key, segment_ids, causal)
     probabilities = jax.nn.softmax(scores, axis=-1)
     if dropout_rate:
         kept = keep_mask(seed, scores.shape, dropout_rate)
@@ -105,24 +111,32 @@ def _heads_first(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return split[0], split[1], split[2]
 
 
-def _scores(query: jax.Array, key: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _scores(
+    query: jax.Array, key: jax.Array, segment_ids: jax.Array, causal: bool
+) -> jax.Array:
     # float32 [batch, heads, query, key]
     query = query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     scores = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=jnp.float32)
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return jnp.where(same, scores, _MASKED)
+    seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    if causal:
+        seen &= jnp.tri(segment_ids.shape[1], dtype=bool)
+    return jnp.where(seen, scores, _MASKED)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def blockwise_attention(
-    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+    qkv: jax.Array,
+    segment_ids: jax.Array,
+    seed: jax.Array,
+    dropout_rate: float,
+    causal: bool = False,
 ) -> jax.Array:
     """The same, a few rows of the batch at a time, so that the scores never leave the cache.
 
     The backward pass recomputes the probabilities from their log-normalisers (Dao et al. 2022,
     FlashAttention, section 3.1); no [batch, heads, length, length] waits for it in memory.
     """
-    return _blockwise_forward(qkv, segment_ids, seed, dropout_rate)[0]
+    return _blockwise_forward(qkv, segment_ids, seed, dropout_rate, causal)[0]
 
 
 def _block_rows(batch: int, heads: int, length: int) -> int:
@@ -143,14 +157,14 @@ def _dropped(x: jax.Array, seed: jax.Array, rate: float, block: jax.Array) -> ja
 
 
 def _blockwise_forward(
-    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float
+    qkv: jax.Array, segment_ids: jax.Array, seed: jax.Array, dropout_rate: float, causal: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     batch, length, _, heads, _ = qkv.shape
     rows = _block_rows(batch, heads, length)
 
     def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         index, query, key, value, segments = block
-        scores = _scores(query, key, segments)
+        scores = _scores(query, key, segments, causal)
         peak = scores.max(-1, keepdims=True)
         exponentials = jnp.exp(scores - peak)
         total = exponentials.sum(-1, keepdims=True)
@@ -169,7 +183,7 @@ def _blockwise_forward(
 
 
 def _blockwise_backward(
-    dropout_rate: float, residuals: tuple[jax.Array, ...], gradient: jax.Array
+    dropout_rate: float, causal: bool, residuals: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, np.ndarray, np.ndarray]:
     qkv, segment_ids, seed, context, normaliser = residuals
     rows = qkv.shape[0] // normaliser.shape[0]
@@ -177,7 +191,7 @@ def _blockwise_backward(
 
     def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         index, query, key, value, outer, query_t, outer_t, segments, log_total, inner = block
-        probabilities = jnp.exp(_scores(query, key, segments) - log_total[..., None])
+        probabilities = jnp.exp(_scores(query, key, segments, causal) - log_total[..., None])
         weights = _dropped(probabilities, seed, dropout_rate, index).astype(value.dtype)
         weight_gradient = jnp.einsum(
             "bhqk,bhmk->bhqm", outer, value, preferred_element_type=jnp.float32

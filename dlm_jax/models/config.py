@@ -24,11 +24,12 @@ LAYER_VALUES = (
     "mlp_down",
 )
 ATTENTIONS = ("auto", "xla", "splash", "dot_product")
+ATTENTION_PATTERNS = ("bidirectional", "causal")
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Shape and numerics of a bidirectional Transformer encoder with a masked-LM head.
+    """Shape and numerics of a Transformer encoder with a masked-LM head.
 
     Attributes:
         vocab_size: rows of the token table, and of the output projection.
@@ -56,6 +57,8 @@ class EncoderConfig:
             (JAX's own, cuDNN on GPUs) or 'auto', the fused kernel of the platform that is compiled
             for. Fused kernels have no dropout: with `attention_dropout_rate` above 0, training
             under 'auto' uses XLA.
+        attention_pattern: which tokens of its segment a token sees: 'bidirectional', all of them, as
+            denoisers do, or 'causal', itself and those before it, as autoregressive models do.
         scan_unroll: layers in one iteration of the layer loop; `num_layers` leaves no loop, which
             is faster on CPUs and takes longer to compile.
         family: Hugging Face family whose names and defaults the weights follow.
@@ -82,6 +85,7 @@ class EncoderConfig:
     dtype: str = "float32"
     remat_policy: str | tuple[str, ...] = "none"
     attention: str = "auto"
+    attention_pattern: str = "bidirectional"
     scan_unroll: int = 1
     family: str = "xlm-roberta"
 
@@ -119,6 +123,7 @@ class EncoderConfig:
         self._require_name("activation", ACTIVATIONS)
         self._require_name("dtype", COMPUTE_DTYPES)
         self._require_name("attention", ATTENTIONS)
+        self._require_name("attention_pattern", ATTENTION_PATTERNS)
         if self.attention in ("splash", "dot_product") and self.attention_dropout_rate:
             raise UserError(
                 f"EncoderConfig.attention={self.attention!r} has no dropout, but "
@@ -156,6 +161,11 @@ class EncoderConfig:
         object.__setattr__(self, "remat_policy", tuple(self.remat_policy))
 
     @property
+    def causal(self) -> bool:
+        """Whether no token sees what follows it."""
+        return self.attention_pattern == "causal"
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
@@ -187,8 +197,8 @@ class EncoderConfig:
     def flops_per_token(self, length: int, *, head_fraction: float = 1.0) -> float:
         """Forward floating-point operations for each token of a row of `length` tokens.
 
-        Matrix products only, a multiply-add counted as two. Attention is bidirectional, so nothing
-        is halved. A training step costs three times as much (forward, and two backward products
+        Matrix products only, a multiply-add counted as two. Causal attention is counted in
+        full, as XLA computes it. A training step costs three times as much (forward, and two backward products
         for each forward one).
 
         Args:

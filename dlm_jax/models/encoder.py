@@ -1,4 +1,4 @@
-"""The denoiser: a bidirectional Transformer encoder of the BERT and RoBERTa families.
+"""The denoiser: a Transformer encoder of the BERT and RoBERTa families.
 
 Post-LN (BERT, RoBERTa, XLM-R) and pre-LN (XLM-R XL and XXL) differ by configuration only. The
 layers are stacked on a leading `layers` axis of every parameter and applied by `lax.scan`.
@@ -58,6 +58,7 @@ class Attention(nnx.Module):
         self.out = Linear(stack, heads, (config.embed_dim,), ("heads", "kv"), ("embed",))
         self._dropout_rate = config.attention_dropout_rate
         self._implementation = config.attention
+        self._causal = config.causal
 
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, dropout_seed: jax.Array | None
@@ -68,6 +69,7 @@ class Attention(nnx.Module):
         context = attention(
             qkv,
             segment_ids,
+            causal=self._causal,
             dropout_rate=self._dropout_rate,
             dropout_seed=dropout_seed,
             implementation=self._implementation,
@@ -177,7 +179,8 @@ class Encoder(nnx.Module):
         Args:
             tokens: int32 [batch, length].
             positions: int32 [batch, length], from 0 within each example.
-            segment_ids: int32 [batch, length]; a token attends to the tokens of equal id.
+            segment_ids: int32 [batch, length]; a token attends to the tokens of equal id,
+                in a causal encoder to itself and those before it only.
             dropout_key: typed key; None computes without dropout.
 
         Returns:

@@ -24,7 +24,7 @@ def fits_splash(length: int) -> bool:
 
 
 def splash_attention(
-    qkv: jax.Array, segment_ids: jax.Array, *, interpret: bool = False
+    qkv: jax.Array, segment_ids: jax.Array, *, causal: bool = False, interpret: bool = False
 ) -> jax.Array:
     """The splash kernel of JAX's Pallas library, forward and backward, on each device's own rows
     and heads.
@@ -32,6 +32,7 @@ def splash_attention(
     Args:
         qkv: [batch, length, 3, heads, kv].
         segment_ids: int32 [batch, length]; tokens see each other where these are equal.
+        causal: whether a token sees no later place of its row.
         interpret: runs the kernel step by step on any platform, for tests.
 
     Returns:
@@ -46,7 +47,7 @@ def splash_attention(
             f"EncoderConfig.attention='splash' needs rows of a multiple of {_LANES} tokens, "
             f"not {length}."
         )
-    attend = functools.partial(_splash_on_a_device, interpret=interpret)
+    attend = functools.partial(_splash_on_a_device, causal=causal, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return attend(qkv, segment_ids)
@@ -62,13 +63,15 @@ def splash_attention(
     )(qkv, segment_ids)
 
 
-def _splash_on_a_device(qkv: jax.Array, segment_ids: jax.Array, *, interpret: bool) -> jax.Array:
+def _splash_on_a_device(
+    qkv: jax.Array, segment_ids: jax.Array, *, causal: bool, interpret: bool
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, heads, kv = qkv.shape[1], qkv.shape[3], qkv.shape[4]
     query, key, value = qkv.transpose(2, 0, 3, 1, 4)
     query = query * jnp.asarray(1.0 / math.sqrt(kv), query.dtype)
-    kernel = _splash_kernel(heads, length, interpret)
+    kernel = _splash_kernel(heads, length, causal, interpret)
 
     def one_row(query: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
         return kernel(query, key, value, splash.SegmentIds(q=ids, kv=ids))
@@ -76,7 +79,7 @@ def _splash_on_a_device(qkv: jax.Array, segment_ids: jax.Array, *, interpret: bo
     return jax.vmap(one_row)(query, key, value, segment_ids).transpose(0, 2, 1, 3)
 
 
-def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
+def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     block = next(size for size in _SPLASH_BLOCKS if length % size == 0)
@@ -91,7 +94,8 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
         block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
     )
-    mask = splash.MultiHeadMask([splash.FullMask((length, length))] * heads)
+    pattern = splash.CausalMask if causal else splash.FullMask
+    mask = splash.MultiHeadMask([pattern((length, length))] * heads)
     return splash.make_splash_mha(
         mask,
         block_sizes=sizes,
@@ -102,13 +106,16 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> Any:
     )
 
 
-def dot_product_attention(qkv: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def dot_product_attention(
+    qkv: jax.Array, segment_ids: jax.Array, *, causal: bool = False
+) -> jax.Array:
     """`jax.nn.dot_product_attention`: cuDNN's fused kernel where a GPU is present and the numbers
     are of 16 bits, XLA's own otherwise.
 
     Args:
         qkv: [batch, length, 3, heads, kv].
         segment_ids: int32 [batch, length]; tokens see each other where these are equal.
+        causal: whether a token sees no later place of its row.
 
     Returns:
         [batch, length, heads, kv] in the dtype of `qkv`.
@@ -118,5 +125,10 @@ def dot_product_attention(qkv: jax.Array, segment_ids: jax.Array) -> jax.Array:
     # Tracing cuDNN's kernel needs its library, which a machine that only plans does not have.
     cudnn = jax.default_backend() == "gpu" and np.dtype(qkv.dtype).itemsize == 2
     return jax.nn.dot_product_attention(
-        query, key, value, mask=same, implementation="cudnn" if cudnn else "xla"
+        query,
+        key,
+        value,
+        mask=same,
+        is_causal=causal,
+        implementation="cudnn" if cudnn else "xla",
     )

@@ -68,6 +68,8 @@ class TrainingStep:
         rate = getattr(self.objective, "mask_rate", None)
         if rate is not None:
             return rate
+        if self.objective.attention_pattern == "causal":
+            return 1.0  # every token of a response is predicted
         if getattr(self.objective, "pairing", None) == "fixed_ratio":
             return getattr(self.objective, "fixed_ratio", 0.5)
         return 0.5  # times are uniform, and so is the share that a linear schedule absorbs
@@ -117,6 +119,7 @@ def training_step(values: Mapping[str, Any]) -> TrainingStep:
     Raises:
         UserError: the shape of the model is not known, or a value is out of range.
     """
+    from dlm_jax.training.objectives import check_attention_pattern
     from dlm_jax.training.train import config_overrides
 
     shape = values["model"]
@@ -124,7 +127,7 @@ def training_step(values: Mapping[str, Any]) -> TrainingStep:
         if values["initial_checkpoint"] is None:
             raise UserError("no model to plan for: give --model, such as --model=xxl")
         shape = shape_of(values["initial_checkpoint"])
-    names = ("dtype", "dropout_rate", "remat_policy", "attention")
+    names = ("dtype", "dropout_rate", "remat_policy", "attention", "attention_pattern")
     overrides = config_overrides(**{name: values[name] for name in names})
     config = dataclasses.replace(shape, **overrides)
     if values["length"] > config.max_length:
@@ -135,9 +138,11 @@ def training_step(values: Mapping[str, Any]) -> TrainingStep:
     for name in ("batch_size", "gradient_accumulation_steps", "total_steps"):
         if values[name] < 1:
             raise UserError(f"train.{name} must be at least 1, not {values[name]}")
+    objective = values["objective"].build(_special_ids(config))
+    check_attention_pattern(objective, config)
     return TrainingStep(
         config=config,
-        objective=values["objective"].build(_special_ids(config)),
+        objective=objective,
         optimizer=values["optimizer"].build(values["total_steps"]),
         batch_size=values["batch_size"],
         length=values["length"],

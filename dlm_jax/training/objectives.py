@@ -6,12 +6,15 @@ import dataclasses
 from typing import Literal, Protocol
 
 from dlm_jax.data.vocabularies import Vocabulary
+from dlm_jax.diffusion.autoregressive import AutoregressiveObjective
 from dlm_jax.diffusion.objectives import DiffusionObjective, MaskedLanguageModelObjective
 from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.diffusion.schedules import schedule_by_name
 from dlm_jax.diffusion.time_sampling import time_sampling_by_name
+from dlm_jax.errors import UserError
+from dlm_jax.models.config import EncoderConfig
 
-Objective = DiffusionObjective | MaskedLanguageModelObjective
+Objective = DiffusionObjective | MaskedLanguageModelObjective | AutoregressiveObjective
 
 
 class ObjectiveConfig(Protocol):
@@ -20,6 +23,20 @@ class ObjectiveConfig(Protocol):
     def build(self, vocabulary: Vocabulary) -> Objective:
         """Returns the objective for models of a vocabulary."""
         ...
+
+
+def check_attention_pattern(objective: Objective, config: EncoderConfig) -> None:
+    """Stops a model that would see what it has to predict, or not see what it is to read.
+
+    Raises:
+        UserError: the objective is not for models of this attention pattern.
+    """
+    wanted = objective.attention_pattern
+    if config.attention_pattern != wanted:
+        raise UserError(
+            f"{type(objective).__name__} needs a model with {wanted} attention, and this one's is "
+            f"{config.attention_pattern}: set train.attention_pattern='{wanted}'"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +108,21 @@ class MaskedLanguageModel:
             replacement=self.replacement,
             special_ids=tuple(vocabulary.special_ids),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """Next-token prediction, for models with `train.attention_pattern='causal'`.
+
+    Attributes:
+        average: 'sequences' (each counts alike, as in `Diffusion`) or 'tokens'.
+        label_smoothing: of the cross-entropy.
+    """
+
+    average: Literal["sequences", "tokens"] = "sequences"
+    label_smoothing: float = 0.0
+
+    def build(self, vocabulary: Vocabulary) -> AutoregressiveObjective:
+        """Returns the objective; it reads nothing of the vocabulary."""
+        del vocabulary
+        return AutoregressiveObjective(self.average, self.label_smoothing)

@@ -32,7 +32,7 @@ from dlm_jax.training.goodput import Goodput
 from dlm_jax.training.host_evaluation import evaluation
 from dlm_jax.training.loop import Cadence, Loop, Monitors
 from dlm_jax.training.metrics import MetricsWriter, Progress, SilentWriter
-from dlm_jax.training.objectives import Diffusion, ObjectiveConfig
+from dlm_jax.training.objectives import Diffusion, ObjectiveConfig, check_attention_pattern
 from dlm_jax.training.opening import model_info, opening
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
@@ -83,6 +83,7 @@ def train(
     dropout_rate: float | None = None,
     remat_policy: str | Sequence[str] | None = None,
     attention: str | None = None,
+    attention_pattern: str | None = None,
     head_chunk: int | None = None,
     mesh: MeshConfig = MeshConfig(),
     sharding: ShardingRules = ShardingRules(),
@@ -121,6 +122,8 @@ def train(
         dropout_rate: of activations and attention; None = the model's own.
         remat_policy: what is recomputed in the backward pass; None = the model's own.
         attention: kernel of the attention layers; None = the model's own.
+        attention_pattern: 'bidirectional', or 'causal' for `Autoregressive`; None = the model's
+            own. The run remembers it.
         head_chunk: positions projected on the vocabulary at a time; None = by its size.
         mesh: how devices are arranged.
         sharding: which mesh axes split which axes of parameters and activations.
@@ -146,13 +149,15 @@ def train(
     began = time.time()
     _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
     folder = RunFolder(run_dir)
-    overrides = config_overrides(dtype, dropout_rate, remat_policy, attention)
+    overrides = config_overrides(dtype, dropout_rate, remat_policy, attention, attention_pattern)
     with StopRequests() as stops:
         start = multihost.together(
             "model",
             lambda: Start.find(folder, initial_checkpoint, model, vocabulary, overrides, seed),
         )
         _check_length(length, start.config)
+        built = objective.build(start.vocabulary)
+        check_attention_pattern(built, start.config)
         description = ModelDescription(start.config, task, length, start.origin)
         device_mesh = make_mesh(mesh)
         transformation = optimizer.build(total_steps)
@@ -176,7 +181,6 @@ def train(
                     allow_evaluation_only=allow_evaluation_only,
                 ),
             )
-            built = objective.build(start.vocabulary)
             time_state = built.init_time_state()
             shardings = state_shardings(start.config, transformation, device_mesh, time_state)
             manager = CheckpointManager(folder.checkpoints, checkpoints)
@@ -277,6 +281,7 @@ def config_overrides(
     dropout_rate: float | None,
     remat_policy: str | Sequence[str] | None,
     attention: str | None = None,
+    attention_pattern: str | None = None,
 ) -> dict[str, Any]:
     """Fields of `EncoderConfig` that a run sets; None leaves what the model brings."""
     values = {
@@ -285,6 +290,7 @@ def config_overrides(
         "attention_dropout_rate": dropout_rate,
         "remat_policy": remat_policy,
         "attention": attention,
+        "attention_pattern": attention_pattern,
     }
     return {name: value for name, value in values.items() if value is not None}
 

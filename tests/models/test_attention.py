@@ -22,15 +22,16 @@ def inputs():
     return qkv, segments, weights
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("rows", [1, 2, 6])
-def test_values_and_gradients_equal_the_dense_ones(inputs, rate, rows, monkeypatch) -> None:
+def test_values_and_gradients_equal_the_dense_ones(inputs, rate, rows, causal, monkeypatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * rows * HEADS * LENGTH * LENGTH)
     qkv, segments, weights = inputs
     seed = jnp.asarray([5, 6], jnp.uint32)
 
     def loss(function, qkv):
-        context = function(qkv, segments, seed, rate)
+        context = function(qkv, segments, seed, rate, causal)
         return (context * weights).sum(), context
 
     results = []
@@ -72,3 +73,17 @@ def test_equal_scores_average_the_values_of_the_segment() -> None:
     context = attention(qkv, segments)[0]
     np.testing.assert_allclose(context[1], value[0, :3].mean(0), atol=1e-6)
     np.testing.assert_allclose(context[4], value[0, 3:].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_dense_attention_is_a_softmax_over_the_visible_tokens(inputs, causal) -> None:
+    qkv, segments = (np.asarray(x, np.float64) for x in inputs[:2])
+    context = attention(*inputs[:2], causal=causal)
+    for row, place, head in np.ndindex(BATCH, LENGTH, HEADS):
+        seen = np.flatnonzero(segments[row] == segments[row, place])
+        seen = seen[seen <= place] if causal else seen
+        query, key, value = qkv[row, place, 0, head], qkv[row, seen, 1, head], qkv[row, seen, 2, head]
+        weights = np.exp(key @ query / np.sqrt(KV))
+        np.testing.assert_allclose(
+            context[row, place, head], weights @ value / weights.sum(), atol=2e-6
+        )

@@ -25,7 +25,8 @@ TEST = SIZES["test"]
 POST = dataclasses.replace(TEST, type_vocab_size=2)
 PRE = dataclasses.replace(TEST, norm_placement="pre", family="xlm-roberta-xl")
 UNTIED = dataclasses.replace(TEST, tie_embeddings=False, type_vocab_size=0, position_offset=0)
-VARIANTS = {"post": POST, "pre": PRE, "untied": UNTIED}
+CAUSAL = dataclasses.replace(POST, attention_pattern="causal")
+VARIANTS = {"post": POST, "pre": PRE, "untied": UNTIED, "causal": CAUSAL}
 
 
 @functools.cache
@@ -64,7 +65,9 @@ def gaussian_unit(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attended(x: np.ndarray, weights: dict, segments: np.ndarray, heads: int) -> np.ndarray:
+def attended(
+    x: np.ndarray, weights: dict, segments: np.ndarray, heads: int, causal: bool
+) -> np.ndarray:
     """Attention of one row x [length, embed], a head and a query at a time."""
     length, width = x.shape
     qkv = np.einsum("le,ethk->tlhk", x, weights["qkv"]["kernel"])
@@ -73,6 +76,8 @@ def attended(x: np.ndarray, weights: dict, segments: np.ndarray, heads: int) -> 
     for head in range(heads):
         for place in range(length):
             visible = segments == segments[place]
+            if causal:
+                visible = visible & (np.arange(length) <= place)
             scores = key[visible, head] @ query[place, head] / math.sqrt(width // heads)
             shares = np.exp(scores - scores.max())
             context = shares @ value[visible, head] / shares.sum()
@@ -95,7 +100,7 @@ def numpy_logits(config: EncoderConfig, tree: dict, tokens, positions, segments)
         layer = jax.tree.map(lambda leaf, i=index: leaf[i], tree["layers"])
 
         def attention_block(x, layer=layer):
-            return attended(x, layer["attention"], segments, config.num_heads)
+            return attended(x, layer["attention"], segments, config.num_heads, config.causal)
 
         def mlp_block(x, layer=layer):
             up, down = layer["mlp"]["up"], layer["mlp"]["down"]
@@ -140,7 +145,7 @@ def test_logits_equal_the_formulas(name: str) -> None:
     np.testing.assert_allclose(ours[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["post", "pre"])
+@pytest.mark.parametrize("name", ["post", "pre", "causal"])
 def test_packed_examples_equal_the_same_examples_alone(name: str) -> None:
     config = VARIANTS[name]
     random = np.random.default_rng(2)
@@ -164,6 +169,19 @@ def test_an_example_is_untouched_by_what_else_is_in_its_row() -> None:
     )
     np.testing.assert_array_equal(first[:6], second[:6])
     assert np.abs(first[6:13] - second[6:13]).max() > 1e-2
+
+
+def test_in_a_causal_encoder_no_logit_depends_on_a_later_token() -> None:
+    tokens, positions, segments = packed_row(np.random.default_rng(10), (9, 7), 16)
+    before = logits(CAUSAL, tokens[None], positions[None], segments[None])[0]
+    for place in range(16):
+        changed = tokens.copy()
+        changed[place] = (changed[place] - 2) % (TEST.vocab_size - 3) + 3
+        after = logits(CAUSAL, changed[None], positions[None], segments[None])[0]
+        np.testing.assert_array_equal(after[:place], before[:place])
+        end = 9 if place < 9 else 16
+        assert (np.abs(after[place:end] - before[place:end]).max(axis=-1) > 1e-4).all()
+        np.testing.assert_array_equal(after[end:], before[end:])
 
 
 def test_padding_changes_nothing_and_stays_finite() -> None:

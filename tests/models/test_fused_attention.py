@@ -32,17 +32,18 @@ def inputs():
     return qkv, jnp.asarray(segments), weights
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kernel", ["splash", "dot_product"])
-def test_values_and_gradients_equal_the_dense_ones(inputs, kernel) -> None:
+def test_values_and_gradients_equal_the_dense_ones(inputs, kernel, causal) -> None:
     qkv, segments, weights = inputs
 
     def fused(qkv):
         if kernel == "splash":
-            return splash_attention(qkv, segments, interpret=True)
-        return dot_product_attention(qkv, segments)
+            return splash_attention(qkv, segments, causal=causal, interpret=True)
+        return dot_product_attention(qkv, segments, causal=causal)
 
     def dense(qkv):
-        return dense_attention(qkv, segments, jnp.zeros(2, jnp.uint32), 0.0)
+        return dense_attention(qkv, segments, jnp.zeros(2, jnp.uint32), 0.0, causal)
 
     results = []
     for function in (fused, dense):
