@@ -77,6 +77,7 @@ def step(
             "dropout_rate": 0.0,
             "remat_policy": policy,
             "attention": None,
+            "attention_pattern": None,
             "objective": Diffusion(pairing="single"),
             "optimizer": optimizer,
             "total_steps": 1000,

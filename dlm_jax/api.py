@@ -18,11 +18,13 @@ from dlm_jax.checkpoints.run_folder import ModelDescription
 from dlm_jax.data.packing import empty_batch
 from dlm_jax.data.table import assemble
 from dlm_jax.data.vocabularies import Vocabulary
+from dlm_jax.diffusion.autoregressive import AutoregressiveObjective
 from dlm_jax.diffusion.likelihood import NelboEstimate, monte_carlo_nelbo
 from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.errors import UserError
 from dlm_jax.models.encoder import Encoder, from_parameters
-from dlm_jax.sampling.canvas import LENGTH_MULTIPLE, Canvas, infilling_canvas, written_tokens
+from dlm_jax.sampling.autoregressive import AUTO, NextToken, strategy_for
+from dlm_jax.sampling.canvas import LENGTH_MULTIPLE, Canvas, infilling_canvas, up_to_end
 from dlm_jax.sampling.loop import generate
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.trace import Trace
@@ -40,9 +42,10 @@ class Answer:
 
     Attributes:
         text: the answer, or for infilling the whole text.
-        score: mean over its tokens of their log-probability when they were written, nats.
+        score: mean over its tokens of their log-probability when they were written, nats; of a
+            causal model with that of the `</s>` it wrote.
         nfe: denoiser evaluations spent on the row.
-        log_probability: sum over all that was written, special tokens included, nats.
+        log_probability: the sum of the same with all special tokens, nats.
         tokens: ids written, special ones left out.
         length: tokens that there was room for.
     """
@@ -60,8 +63,9 @@ class Likelihood:
     """NELBO of a response given its prompt.
 
     Attributes:
-        nelbo: nats, an upper bound of -log p(response | prompt) in expectation.
-        standard_error: nats, of the Monte-Carlo estimate.
+        nelbo: nats, an upper bound of -log p(response | prompt) in expectation; of a causal model
+            that number itself.
+        standard_error: nats, of the Monte-Carlo estimate; 0 for a causal model.
         tokens: scored tokens, `</s>` included.
     """
 
@@ -96,7 +100,7 @@ class DiffusionLanguageModel:
         Args:
             prompts: texts.
             length: tokens of an answer; of several, each is tried and the one with the best mean
-                log-probability kept.
+                log-probability kept. Of a causal model, which ends its answers itself, the most.
             **options: `strategy`, `steps`, `temperature`, `special_tokens`, `seed`, `trace`,
                 `batch_size` and `row_ids`, see `generate_ids`.
 
@@ -119,8 +123,10 @@ class DiffusionLanguageModel:
             prompts: ids of each row.
             response_lengths: tokens to write in each row, `</s>` not counted.
             **options:
-                strategy: name of the sampler; default 'reparam-uncond-deterministic-cosine'.
-                steps: denoiser evaluations; default 10.
+                strategy: name of the sampler; default 'auto', which is
+                    'reparam-uncond-deterministic-cosine', and 'autoregressive' for causal models,
+                    which have no other.
+                steps: denoiser evaluations; default 10. A causal model takes one for each token.
                 temperature: default 0, argmax.
                 special_tokens: default True: `</s>` and its like may be predicted within an
                     answer and are left out of its text, as in the paper; with False they are
@@ -156,6 +162,11 @@ class DiffusionLanguageModel:
         """
         if not lengths:
             raise UserError("response lengths are empty: there is no length to try")
+        if self.denoiser.config.causal and len(lengths) > 1:
+            raise UserError(
+                "a causal model ends its answers itself: give the most tokens of an answer, not "
+                "several lengths to try"
+            )
         priors = [0.0] * len(lengths) if log_priors is None else list(log_priors)
         row_ids = options.pop("row_ids", range(len(prompts)))
         answers = self.generate_ids(
@@ -187,6 +198,8 @@ class DiffusionLanguageModel:
         Raises:
             UserError: a text has no gap, or an option is wrong.
         """
+        if self.denoiser.config.causal:
+            raise UserError("infilling needs a model that sees both sides, and this one is causal")
         rows: list[Parts] = []
         for text in texts:
             if not _GAP.search(text):
@@ -242,7 +255,7 @@ class DiffusionLanguageModel:
         self, prompts: Sequence[str], responses: Sequence[str], *, draws: int = 32, seed: int = 0
     ) -> list[Likelihood]:
         """NELBO of responses given their prompts, by Monte Carlo over `draws` noise levels,
-        stratified.
+        stratified; for a causal model the exact negative log-likelihood.
 
         Raises:
             UserError: a prompt and its response do not fit into the model.
@@ -266,6 +279,10 @@ class DiffusionLanguageModel:
             batch["segment_ids"][row, :n] = 1
             batch["positions"][row, :n] = np.arange(n)
             batch["example_ids"][row, :n] = row
+        if self.denoiser.config.causal:
+            exact = np.asarray(nll_of_rows(self.denoiser, batch))
+            counts = batch["maskable"].sum(axis=1)
+            return [Likelihood(float(nll), 0.0, int(n)) for nll, n in zip(exact, counts)]
         estimate = nelbo_of_rows(
             self.denoiser,
             batch,
@@ -304,7 +321,7 @@ class DiffusionLanguageModel:
         self,
         rows: Sequence[Parts],
         *,
-        strategy: str = "reparam-uncond-deterministic-cosine",
+        strategy: str = AUTO,
         steps: int = 10,
         temperature: float = 0.0,
         special_tokens: bool = True,
@@ -313,12 +330,17 @@ class DiffusionLanguageModel:
         batch_size: int = 64,
         trace: bool = False,
     ) -> Iterator[tuple[Answer, list[int]]]:
+        causal = self.denoiser.config.causal
+        strategy = strategy_for(causal=causal, asked=strategy)
         policy = Policy.parse(
             strategy,
             steps=None if strategy == "left-to-right" else steps,
             temperature=temperature,
             early_exit=True,  # the same tokens and scores, for fewer evaluations
+            eos_id=self.vocabulary.eos_id,
         )
+        special = self.vocabulary.special_ids
+        banned = () if special_tokens else special - ({self.vocabulary.eos_id} if causal else set())
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, and must be 1 or more")
         identities = range(len(rows)) if row_ids is None else row_ids
@@ -332,15 +354,16 @@ class DiffusionLanguageModel:
                 row_ids=list(identities[begin : begin + size]),
                 batch_size=size,
                 max_length=self.denoiser.config.max_length,
+                ended=not causal,
             )
             result = generate(
-                self.denoiser,
+                NextToken(self.denoiser) if causal else self.denoiser,
                 canvas,
                 policy,
                 jax.random.key(seed, impl="threefry2x32"),
                 mask_id=self.vocabulary.mask_id,
                 vocab_size=self.vocabulary.size,
-                banned_ids=() if special_tokens else self.vocabulary.special_ids,
+                banned_ids=banned,
                 trace=trace,
             )
             if trace:
@@ -350,18 +373,22 @@ class DiffusionLanguageModel:
     def _answers(
         self, canvas: Canvas, result: Any, count: int
     ) -> Iterator[tuple[Answer, list[int]]]:
-        special = self.vocabulary.special_ids
         tokens, scores, nfe = (np.asarray(x) for x in (result.tokens, result.scores, result.nfe))
-        written = written_tokens(tokens, canvas, drop=special)
+        answer = np.asarray(canvas.editable)
+        room = answer.sum(axis=-1)
+        plain = ~np.isin(tokens, list(self.vocabulary.special_ids))
+        scored = answer & plain
+        if self.denoiser.config.causal:
+            answer = scored = up_to_end(tokens, canvas, self.vocabulary.eos_id)
+            room -= 1  # for </s>
         for row in range(count):
-            kept = np.asarray(canvas.editable[row]) & ~np.isin(tokens[row], list(special))
-            mean = float(scores[row][kept].mean()) if kept.any() else -math.inf
+            mean = float(scores[row][scored[row]].mean()) if scored[row].any() else -math.inf
             whole = tokens[row][np.asarray(canvas.segment_ids[row]) > 0].tolist()
-            room = int(np.asarray(canvas.editable[row]).sum())
-            text = self.vocabulary.decode(written[row])
+            written = tokens[row][answer[row] & plain[row]].tolist()
+            text = self.vocabulary.decode(written)
             # Of special tokens as well: a row of nothing else is no likelier for being empty.
-            total = float(scores[row][np.asarray(canvas.editable[row])].sum())
-            yield Answer(text, mean, int(nfe[row]), total, written[row], room), whole
+            total = float(scores[row][answer[row]].sum())
+            yield Answer(text, mean, int(nfe[row]), total, written, int(room[row])), whole
 
 
 def load(
@@ -414,3 +441,20 @@ def nelbo_of_rows(
         num_draws=draws,
         estimator="count" if process.num_timesteps is None else "time",
     )
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",))
+def nll_of_rows(
+    denoiser: Encoder, batch: Mapping[str, Any], *, chunk: int | None = None
+) -> jax.Array:
+    """Exact negative log-likelihood of the maskable tokens of each row, by a causal model.
+
+    Args:
+        denoiser: a causal encoder.
+        batch: the batch contract, [rows, length].
+        chunk: positions projected on the vocabulary at a time.
+
+    Returns:
+        float32 [rows], nats.
+    """
+    return score(denoiser, AutoregressiveObjective().noise(dict(batch)), chunk=chunk).nll.sum(-1)

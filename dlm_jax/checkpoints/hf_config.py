@@ -30,7 +30,7 @@ _OTHER_KEYS = {
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("gelu",),
     "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
+    "is_decoder": (False, True),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
@@ -68,6 +68,8 @@ def read_config(path: Path) -> EncoderConfig:
         field: document[key] for field, key in _OTHER_KEYS.items() if document.get(key) is not None
     }
     fields["norm_placement"] = family.norm_placement
+    if document.get("is_decoder"):
+        fields["attention_pattern"] = "causal"
     if isinstance(fields["pad_id"], int):
         fields["position_offset"] = fields["pad_id"] + 1 if family.positions_after_padding else 0
     try:
@@ -125,10 +127,12 @@ def config_document(config: EncoderConfig, vocabulary: Any = None) -> dict[str, 
                 f"{config.family!r} has {required!r}."
             )
     document = {
-        "architectures": [family.architecture],
+        "architectures": [family.causal_architecture if config.causal else family.architecture],
         "model_type": config.family,
         "hidden_act": "gelu",
         "position_embedding_type": "absolute",
+        # What makes the attention of these families causal.
+        "is_decoder": config.causal,
         "torch_dtype": "float32",
     }
     document |= {key: getattr(config, field) for field, key in (_SHAPE_KEYS | _OTHER_KEYS).items()}

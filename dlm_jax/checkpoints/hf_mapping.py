@@ -86,6 +86,7 @@ class Family:
         transform_norm: name of the head's layer norm below `head`.
         norm_placement: 'post' or 'pre'.
         architecture: class name written in `config.json` on export.
+        causal_architecture: the same for a causal model; both classes hold the same tensors.
         layer_norm_epsilon: what a missing `layer_norm_eps` means.
         type_vocab_size: what a missing `type_vocab_size` means.
         pad_id: what a missing `pad_token_id` means.
@@ -98,6 +99,7 @@ class Family:
     transform_norm: str
     norm_placement: str
     architecture: str
+    causal_architecture: str
     layer_norm_epsilon: float
     type_vocab_size: int
     pad_id: int
@@ -111,6 +113,7 @@ _BERT = Family(
     transform_norm="transform.LayerNorm",
     norm_placement="post",
     architecture="BertForMaskedLM",
+    causal_architecture="BertLMHeadModel",
     layer_norm_epsilon=1e-12,
     type_vocab_size=2,
     pad_id=0,
@@ -123,6 +126,7 @@ _ROBERTA = Family(
     transform_norm="layer_norm",
     norm_placement="post",
     architecture="RobertaForMaskedLM",
+    causal_architecture="RobertaForCausalLM",
     layer_norm_epsilon=1e-12,
     type_vocab_size=2,
     pad_id=1,
@@ -132,10 +136,15 @@ _ROBERTA = Family(
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
-    "xlm-roberta": dataclasses.replace(_ROBERTA, architecture="XLMRobertaForMaskedLM"),
+    "xlm-roberta": dataclasses.replace(
+        _ROBERTA,
+        architecture="XLMRobertaForMaskedLM",
+        causal_architecture="XLMRobertaForCausalLM",
+    ),
     "xlm-roberta-xl": dataclasses.replace(
         _ROBERTA,
         architecture="XLMRobertaXLForMaskedLM",
+        causal_architecture="XLMRobertaXLForCausalLM",
         norm_placement="pre",
         layer_norm_epsilon=1e-5,
         type_vocab_size=1,

@@ -8,11 +8,11 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from dlm_jax.api import DiffusionLanguageModel, nelbo_of_rows
+from dlm_jax.api import DiffusionLanguageModel, nelbo_of_rows, nll_of_rows
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 from dlm_jax.data.packing import evaluation_batches
 from dlm_jax.data.table import ExampleTable, Truncation, build_table
@@ -30,7 +30,9 @@ from dlm_jax.evaluation.generation import (
 )
 from dlm_jax.evaluation.likelihood import NelboResult, evaluate_nelbo
 from dlm_jax.evaluation.prompt_length import fit_prompts
+from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.encoder import Encoder
+from dlm_jax.sampling import autoregressive
 from dlm_jax.sampling.policy import Policy
 
 # Wraps a function that answers batches of these examples.
@@ -38,6 +40,8 @@ Watch = Callable[[GenerateFunction, Sequence[Example]], GenerateFunction]
 
 # Training examples that are enough to know how long answers are.
 _LENGTH_SAMPLE = 2000
+# A canvas that the kind of the model decides.
+_AUTO = "auto"
 
 
 def chosen_tasks(name: str | None, description: ModelDescription) -> tuple[Task, ...]:
@@ -67,11 +71,13 @@ def _spoilt(example: Example, vocabulary: Vocabulary) -> bool:
 class LikelihoodEvaluator:
     """NELBO of held-out examples by Monte Carlo, with its standard error.
 
+    A causal model needs no bound: what it gives is exact and named `nll`, from one pass.
+
     Attributes:
         task: task or mixture; None = what the run is trained on.
         split: of the task.
         max_examples: how many records of each task; None = all.
-        draws: noise levels an example, stratified.
+        draws: noise levels an example, stratified; none for a causal model.
         num_timesteps: T of the discrete bound; None = the tighter one of continuous time.
         batch_size: rows at a time.
         length: tokens a row; None = that of the run.
@@ -130,8 +136,11 @@ class LikelihoodEvaluator:
             task, self.split, vocabulary, length, Truncation(), limit=self.max_examples
         )
         process = AbsorbingProcess(vocabulary.mask_id, num_timesteps=self.num_timesteps)
+        causal = denoiser.config.causal
 
         def nats(batch: Mapping[str, Any]) -> np.ndarray:
+            if causal:
+                return np.asarray(nll_of_rows(denoiser, dict(batch), chunk=self.head_chunk))
             estimate = nelbo_of_rows(
                 denoiser,
                 dict(batch),
@@ -146,6 +155,7 @@ class LikelihoodEvaluator:
             nats,
             evaluation_batches(table, self.batch_size, length),
             texts=_maskable_texts(table, vocabulary),
+            exact=causal,
         )
 
 
@@ -167,16 +177,18 @@ class GenerationEvaluator:
         split: of the task.
         max_examples: how many of each task; None = all.
         strategy: of decoding, such as 'reparam-uncond-deterministic-cosine', 'cmlm' or
-            'left-to-right'.
-        steps: denoiser evaluations an answer.
+            'left-to-right'; 'auto' is the first of these, and 'autoregressive' for causal models.
+        steps: denoiser evaluations an answer; a causal model takes one for each token.
         temperature: 0 = argmax.
         special_tokens: whether `</s>` and its like may be written within an answer, to be left out
             of its text (the paper's decoding).
         canvas: 'search' (several lengths are tried, the best answer kept), 'fixed' (the longest of
-            them) or 'oracle' (the length of the reference; figures are named so).
+            them) or 'oracle' (the length of the reference; figures are named so). 'auto' is the
+            first of these, and 'fixed' for causal models, which end their answers themselves.
         response_lengths: candidate lengths in tokens, `</s>` not counted, judged by the mean
             log-probability of the answer; None = the most frequent ones of the task's training
-            split, judged by log p(length) + log p(answer).
+            split, judged by log p(length) + log p(answer). The longest of them is the most that a
+            causal model may write; None = the longest answer of the training split.
         length_beam: how many lengths are taken from the training split.
         truncation: what becomes of prompts that leave no room for the answer; the figures
             `prompts_cut` and `examples_dropped` count them.
@@ -187,11 +199,11 @@ class GenerationEvaluator:
     task: str | None = None
     split: str = "validation"
     max_examples: int | None = 200
-    strategy: str = "reparam-uncond-deterministic-cosine"
+    strategy: str = autoregressive.AUTO
     steps: int = 10
     temperature: float = 0.0
     special_tokens: bool = True
-    canvas: str = "search"
+    canvas: str = _AUTO
     response_lengths: Sequence[int] | None = None
     length_beam: int = 4
     truncation: Truncation = Truncation()
@@ -200,15 +212,17 @@ class GenerationEvaluator:
 
     def __post_init__(self) -> None:
         _require(self, 1, "max_examples", "steps", "length_beam", "batch_size")
+        automatic = self.strategy == autoregressive.AUTO
         Policy.parse(
-            self.strategy,
+            autoregressive.DENOISING_STRATEGY if automatic else self.strategy,
             steps=None if self.strategy == "left-to-right" else self.steps,
             temperature=self.temperature,
         )
-        if self.canvas not in CANVASES:
+        canvases = (_AUTO, *CANVASES)
+        if self.canvas not in canvases:
             raise UserError(
-                f"GenerationEvaluator.canvas is {self.canvas!r}, none of {', '.join(CANVASES)}"
-                f"{nearest(self.canvas, CANVASES)}"
+                f"GenerationEvaluator.canvas is {self.canvas!r}, none of {', '.join(canvases)}"
+                f"{nearest(self.canvas, canvases)}"
             )
         lengths = self.response_lengths
         if lengths is not None and (not lengths or min(lengths) < 1):
@@ -227,11 +241,29 @@ class GenerationEvaluator:
     ) -> dict[str, dict[str, float]]:
         """Returns {'eval/<task>': figures}, and writes `eval/<task>/<step>.jsonl`."""
         model = DiffusionLanguageModel(denoiser, vocabulary, description)
+        evaluator = self.resolved(denoiser.config)
         return {
-            f"eval/{task.name}": self.measure(model, task, folder, step)
+            f"eval/{task.name}": evaluator.measure(model, task, folder, step)
             for task in chosen_tasks(self.task, description)
             if not task.plain_text
         }
+
+    def resolved(self, config: EncoderConfig) -> Self:
+        """The same for a model, with what was left to it filled in.
+
+        Raises:
+            UserError: the strategy or the canvas is not for such models.
+        """
+        strategy = autoregressive.strategy_for(causal=config.causal, asked=self.strategy)
+        if config.causal and self.canvas not in (_AUTO, "fixed"):
+            raise UserError(
+                f"{type(self).__name__}.canvas is {self.canvas!r}, but a causal model ends its "
+                "answers itself: leave it out, and set response_lengths for the most tokens"
+            )
+        canvas = self.canvas
+        if canvas == _AUTO:
+            canvas = "fixed" if config.causal else "search"
+        return dataclasses.replace(self, strategy=strategy, canvas=canvas)
 
     def measure(
         self,
@@ -243,7 +275,7 @@ class GenerationEvaluator:
         name: str | None = None,
         watch: Watch = lambda generate, examples: generate,
     ) -> dict[str, float]:
-        """Answers the examples of one task.
+        """Answers the examples of one task; of a `resolved` evaluator.
 
         Args:
             model: what answers.
@@ -306,6 +338,8 @@ class GenerationEvaluator:
             )
         examples = itertools.islice(task.tokenized("train", vocabulary), _LENGTH_SAMPLE)
         counts = collections.Counter(len(targets) for _, targets in examples)
+        if self.strategy == autoregressive.STRATEGY:
+            return [max(counts)], None
         common = counts.most_common(self.length_beam)
         total = sum(counts.values())
         return [length for length, _ in common], [math.log(n / total) for _, n in common]

@@ -34,7 +34,7 @@ COLOR_VARIABLES = {
 }
 
 _TRAINING_PANELS = ("loss", "accuracy", "learning_rate", "tokens_per_second")
-HEADLINE = (*VERDICTS, "token_f1", "bleu", "rougeL", "nelbo", "topological_share")
+HEADLINE = (*VERDICTS, "token_f1", "bleu", "rougeL", "nelbo", "nll", "topological_share")
 MARKERS = "osD^vPX"
 _MAX_LINES = len(SERIES_COLORS)
 _MAX_ROWS = 24

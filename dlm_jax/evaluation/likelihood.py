@@ -49,6 +49,7 @@ class NelboResult:
       tokens: int64 [examples], maskable tokens.
       draw_errors: float64 [examples], standard error of `nats` over the draws, or None.
       characters: int64 [examples] of the text that the maskable tokens spell, or None.
+      exact: whether `nats` is −log p itself, as causal models give it; figures are named so.
     """
 
     example_ids: np.ndarray
@@ -56,6 +57,7 @@ class NelboResult:
     tokens: np.ndarray
     draw_errors: np.ndarray | None = None
     characters: np.ndarray | None = None
+    exact: bool = False
 
     @property
     def per_token(self) -> tuple[float, float]:
@@ -83,16 +85,20 @@ class NelboResult:
         `nelbo` (nats/token), `nelbo_per_example` (nats), `perplexity_bound` = exp(nelbo),
         `bits_per_character` where text was given, `maskable_tokens` and `n`; and
         `nelbo_draws_se` (nats/token), the part of `nelbo_se` that more draws would remove.
+        Where no bound was needed they are `nll`, `nll_per_example` and `perplexity`.
         """
-        nelbo, error = self.per_token
-        figures = {"nelbo": nelbo, "nelbo_se": error}
-        figures["nelbo_per_example"], figures["nelbo_per_example_se"] = self.per_example
+        name, perplexity_name = ("nelbo", "perplexity_bound")
+        if self.exact:
+            name, perplexity_name = ("nll", "perplexity")
+        nats, error = self.per_token
+        figures = {name: nats, f"{name}_se": error}
+        figures[f"{name}_per_example"], figures[f"{name}_per_example_se"] = self.per_example
         if self.draw_errors is not None:
             noise = math.sqrt(float(np.square(self.draw_errors).sum()))
             figures["nelbo_draws_se"] = noise / float(self.tokens.sum())
-        perplexity = math.exp(min(nelbo, 700.0))
-        figures["perplexity_bound"] = perplexity
-        figures["perplexity_bound_se"] = perplexity * error
+        perplexity = math.exp(min(nats, 700.0))
+        figures[perplexity_name] = perplexity
+        figures[f"{perplexity_name}_se"] = perplexity * error
         bits = self.bits_per_character
         if bits is not None:
             figures["bits_per_character"], figures["bits_per_character_se"] = bits
@@ -132,6 +138,7 @@ def evaluate_nelbo(
     batches: Iterable[Mapping[str, Any]],
     *,
     texts: Sequence[str] | Mapping[int, str] | None = None,
+    exact: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> NelboResult:
     """Estimates the NELBO of every example of the evaluation batches.
@@ -146,6 +153,7 @@ def evaluate_nelbo(
       batches: batches [batch, length]; padding is skipped.
       texts: the text that the maskable tokens of an example spell, by example id, for bits per
         character (`</s>` counts in the bits, and not in the characters).
+      exact: whether `estimate` gives −log p itself.
       progress: called with the examples done after each batch.
 
     Raises:
@@ -177,6 +185,7 @@ def evaluate_nelbo(
         tokens=np.array(tokens_of, np.int64),
         draw_errors=None if np.isnan(errors_of).any() else np.array(errors_of, np.float64),
         characters=None if lengths is None else np.array(lengths, np.int64),
+        exact=exact,
     )
 
 

@@ -88,14 +88,15 @@ class ReasoningOrderEvaluator(GenerationEvaluator):
                 "builds on what: the order of reasoning is known for tasks such as arithmetic_v1"
             )
         results = {}
+        evaluator = self.resolved(denoiser.config)
         for task in graded:
             name = f"{task.name}/{NAME}"
-            watcher = _Watcher(model, self, task)
-            figures = self.measure(model, task, folder, step, name=name, watch=watcher.watch)
-            prefix = "oracle_" if self.canvas == "oracle" else ""
+            watcher = _Watcher(model, evaluator, task)
+            figures = evaluator.measure(model, task, folder, step, name=name, watch=watcher.watch)
+            prefix = "oracle_" if evaluator.canvas == "oracle" else ""
             judged = {f"{prefix}{key}": value for key, value in watcher.figures().items()}
             results[f"eval/{name}"] = {**figures, **judged}
-            records = predictions_path(folder.path, name, step, self.canvas, self.split)
+            records = predictions_path(folder.path, name, step, evaluator.canvas, self.split)
             page = records.with_suffix(".html").name
             RunFolder(records.parent).write_text(page, watcher.page())
         return results

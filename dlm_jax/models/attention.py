@@ -1,4 +1,4 @@
-"""Attention in which a token sees the tokens of its own segment only, or those of them before it."""
+"""Attention within segments: a token sees all tokens of its own, or those up to itself."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def _heads_first(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return split[0], split[1], split[2]
 
 
-def _scores(
-    query: jax.Array, key: jax.Array, segment_ids: jax.Array, causal: bool
-) -> jax.Array:
+def _scores(query: jax.Array, key: jax.Array, segment_ids: jax.Array, causal: bool) -> jax.Array:
     # float32 [batch, heads, query, key]
     query = query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     scores = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=jnp.float32)

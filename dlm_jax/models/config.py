@@ -57,8 +57,8 @@ class EncoderConfig:
             (JAX's own, cuDNN on GPUs) or 'auto', the fused kernel of the platform that is compiled
             for. Fused kernels have no dropout: with `attention_dropout_rate` above 0, training
             under 'auto' uses XLA.
-        attention_pattern: which tokens of its segment a token sees: 'bidirectional', all of them, as
-            denoisers do, or 'causal', itself and those before it, as autoregressive models do.
+        attention_pattern: which tokens of its segment a token sees: 'bidirectional', all of them,
+            as denoisers do, or 'causal', itself and those before it, as autoregressive models do.
         scan_unroll: layers in one iteration of the layer loop; `num_layers` leaves no loop, which
             is faster on CPUs and takes longer to compile.
         family: Hugging Face family whose names and defaults the weights follow.
@@ -197,9 +197,9 @@ class EncoderConfig:
     def flops_per_token(self, length: int, *, head_fraction: float = 1.0) -> float:
         """Forward floating-point operations for each token of a row of `length` tokens.
 
-        Matrix products only, a multiply-add counted as two. Causal attention is counted in
-        full, as XLA computes it. A training step costs three times as much (forward, and two backward products
-        for each forward one).
+        Matrix products only, a multiply-add counted as two. Causal attention is counted in full, as
+        XLA computes it. A training step costs three times as much (forward, and two backward
+        products for each forward one).
 
         Args:
             length: tokens in the row that each token attends to.

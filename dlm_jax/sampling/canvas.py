@@ -168,6 +168,7 @@ def infilling_canvas(
     batch_size: int | None = None,
     length_multiple: int = LENGTH_MULTIPLE,
     max_length: int | None = None,
+    ended: bool = True,
 ) -> Canvas:
     """``<s> text [MASK]·n text … </s>``: gaps anywhere, the rest is kept.
 
@@ -179,6 +180,7 @@ def infilling_canvas(
       batch_size: see `make_canvas`.
       length_multiple: see `make_canvas`.
       max_length: see `make_canvas`.
+      ended: whether the last `</s>` is given; False makes its place one more to write.
 
     Returns:
       A canvas [batch, length].
@@ -199,8 +201,8 @@ def infilling_canvas(
             else:
                 row += list(part)
                 marks += [False] * len(part)
-        tokens.append([*row, vocabulary.eos_id])
-        editable.append([*marks, False])
+        tokens.append([*row, vocabulary.eos_id if ended else vocabulary.mask_id])
+        editable.append([*marks, not ended])
     return make_canvas(
         tokens,
         editable,
@@ -210,6 +212,26 @@ def infilling_canvas(
         length_multiple=length_multiple,
         max_length=max_length,
     )
+
+
+def up_to_end(tokens: jax.typing.ArrayLike, canvas: Canvas, eos_id: int) -> np.ndarray:
+    """What of each row is an answer that ends itself: the first written `</s>`, and all before it.
+
+    A row that never wrote one has no room left: its last place, meant for `</s>`, does not count.
+
+    Args:
+      tokens: int32 [batch, length], of a `Generation` on the canvas.
+      canvas: one that was not `ended`, with all that is to be written at the end of its rows.
+      eos_id: id of `</s>`.
+
+    Returns:
+      bool [batch, length].
+    """
+    editable = np.asarray(canvas.editable)
+    ends = editable & (np.asarray(tokens) == eos_id)
+    after = np.cumsum(ends, axis=-1) - ends > 0
+    last = editable & (np.cumsum(editable, axis=-1) == editable.sum(axis=-1, keepdims=True))
+    return editable & ~after & ~(last & ~ends)
 
 
 def written_tokens(

@@ -29,7 +29,7 @@ class Generation:
     Args:
       tokens: int32 [batch, length], the finished canvas; given tokens are as they were.
       scores: float32 [batch, length], log-probability (nats) of each written token at the step it
-        was written; 0 at given positions, -inf where a mask is left.
+        was written; 0 at given positions, -inf where a mask is left, as in a row that ended early.
       nfe: int32 [batch], steps at which the row needed the denoiser: all S with the
         reparameterized rule (unless the row exits early), fewer with rules that never mask again
         and have filled the row; 0 for a row with nothing to write.
@@ -189,6 +189,8 @@ def _apply(
     masked = (state.masked & ~write) | remask
     step = state.step + 1
     going_on = state.running & (step < budget)
+    if decision.stop is not None:
+        going_on &= ~decision.stop
     if policy.early_exit:
         going_on &= ~policy.positions.settled(masked, view.masked_after)
     trace = state.trace

@@ -7,6 +7,7 @@ import math
 import re
 
 from dlm_jax.errors import UserError, nearest
+from dlm_jax.sampling import autoregressive
 from dlm_jax.sampling.position_rules import (
     LeftToRight,
     PositionRule,
@@ -31,6 +32,7 @@ _EXAMPLES = (
     "reparam-cond-stochastic1.0-linear",
     "cmlm",
     "left-to-right",
+    autoregressive.STRATEGY,
 )
 
 
@@ -74,16 +76,18 @@ class Policy:
         temperature: float = 0.0,
         schedule_reading: str = "masked",
         early_exit: bool = False,
+        eos_id: int | None = None,
     ) -> Policy:
         """Builds a policy from the name of a strategy.
 
         Args:
           strategy: 'reparam-<uncond|cond>-<deterministic|stochastic<scale>>-<cosine|linear>',
-            'cmlm' or 'left-to-right'.
-          steps: see `Policy`.
+            'cmlm', 'left-to-right' or, for causal models, 'autoregressive'.
+          steps: see `Policy`; 'autoregressive' takes one for each token whatever is given.
           temperature: 0 takes the most probable token, else tokens are drawn at that temperature.
           schedule_reading: 'masked' or 'denoised', see `UnmaskingSchedule`.
           early_exit: see `Policy`.
+          eos_id: id that ends a row, under 'autoregressive' only.
 
         Raises:
           UserError: unknown strategy, or a value out of range.
@@ -92,6 +96,8 @@ class Policy:
             raise UserError(
                 f"The temperature is {temperature}, and must be a number from 0 upwards."
             )
+        if strategy == autoregressive.STRATEGY:
+            return cls(LeftToRight(eos_id), token_rule(temperature), steps=None)
         positions, shape = _parse_strategy(strategy)
         return cls(
             positions=positions,
@@ -112,7 +118,8 @@ def _parse_strategy(strategy: str) -> tuple[PositionRule, str]:
     if match is None or scale is None:
         raise UserError(
             f"The decoding strategy '{strategy}' is none of reparam-<uncond|cond>-"
-            "<deterministic|stochastic<scale>>-<cosine|linear>, cmlm and left-to-right"
+            "<deterministic|stochastic<scale>>-<cosine|linear>, cmlm, left-to-right and "
+            f"{autoregressive.STRATEGY}"
             f"{nearest(strategy, _EXAMPLES)}."
         )
     return Reparameterized(match["routing"] == "cond", scale), match["shape"]

@@ -32,10 +32,12 @@ class StepView(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What happens to the canvas in one step, bool [batch, length] each."""
+    """What happens to the canvas in one step."""
 
-    write: jax.Array  # masked positions that take their predicted token
-    remask: jax.Array  # written positions that become [MASK] again
+    write: jax.Array  # bool [batch, length], masked positions that take their predicted token
+    remask: jax.Array  # bool [batch, length], written positions that become [MASK] again
+    # bool [batch], rows that end here, whatever is still masked; None = no row
+    stop: jax.Array | None = None
 
 
 class PositionRule(Protocol):
@@ -144,7 +146,13 @@ class RandomUnmasking:
 
 @dataclasses.dataclass(frozen=True)
 class LeftToRight:
-    """The leftmost masked position is written, one a step: autoregression by a denoiser."""
+    """The leftmost masked position is written, one a step: autoregression, by a denoiser too.
+
+    Args:
+      stop_id: a row ends once it has written this id; None = when it is full.
+    """
+
+    stop_id: int | None = None
 
     def reads(self, masked: jax.Array, editable: jax.Array) -> jax.Array:
         """The leftmost masked position only."""
@@ -154,7 +162,10 @@ class LeftToRight:
     def decide(self, view: StepView) -> Decision:
         """Method: `PositionRule.decide`."""
         write = self.reads(view.masked, view.editable)
-        return Decision(write=write, remask=jnp.zeros_like(write))
+        stop = None
+        if self.stop_id is not None:
+            stop = (write & (view.predicted.tokens == self.stop_id)).any(axis=-1)
+        return Decision(write=write, remask=jnp.zeros_like(write), stop=stop)
 
     def settled(self, masked: jax.Array, masked_after: jax.Array) -> jax.Array:
         """Nothing is masked again, so that a full canvas stays."""

@@ -38,6 +38,13 @@ CLASSES = {
     "xlm-roberta-xl": ("XLMRobertaXLConfig", "XLMRobertaXLForMaskedLM"),
 }
 
+CAUSAL_CLASSES = {
+    "bert": "BertLMHeadModel",
+    "roberta": "RobertaForCausalLM",
+    "xlm-roberta": "XLMRobertaForCausalLM",
+    "xlm-roberta-xl": "XLMRobertaXLForCausalLM",
+}
+
 
 def random_model(family: str, **overrides):
     """A model of transformers with every parameter drawn, biases and norms included."""
@@ -103,6 +110,27 @@ def test_logits_equal_transformers_on_padded_rows(saved):
     theirs, ours = their_logits(model, tokens, mask), our_logits(config, parameters, tokens, mask)
     assert np.abs(theirs[mask]).max() > 0.5
     np.testing.assert_allclose(ours[mask], theirs[mask], atol=TOLERANCE, rtol=0)
+
+
+def test_a_causal_model_is_a_decoder_in_transformers_and_comes_back(saved, tmp_path):
+    family, _, _, config, parameters = saved
+    causal = dataclasses.replace(config, attention_pattern="causal")
+    exported = export_folder(causal, parameters, None, tmp_path / "causal")
+    written = json.loads((exported / "config.json").read_text())
+    model_class = getattr(transformers, CAUSAL_CLASSES[family])
+    assert written["architectures"] == [CAUSAL_CLASSES[family]] and written["is_decoder"]
+    model, report = model_class.from_pretrained(exported, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokens, mask = padded_batch(config.pad_id)
+    theirs = their_logits(model.eval(), tokens, mask)
+    np.testing.assert_allclose(
+        our_logits(causal, parameters, tokens, mask)[mask], theirs[mask], atol=TOLERANCE, rtol=0
+    )
+    both_sides = our_logits(config, parameters, tokens, mask)
+    assert np.abs(both_sides[mask] - theirs[mask]).max() > 0.1
+    again, same, _ = import_folder(exported)
+    assert again == causal
+    assert_trees_equal(same, parameters)
 
 
 def test_parameter_count_is_that_of_transformers(saved):

@@ -83,7 +83,7 @@ def edit_tensors(folder: Path, change) -> None:
         ({"model_type": ...}, ["model_type=None"]),
         ({"model_type": ["bert"]}, ["model_type=['bert']"]),
         ({"position_embedding_type": "relative_key"}, ["position_embedding_type", "absolute"]),
-        ({"is_decoder": True}, ["is_decoder=True"]),
+        ({"is_decoder": "yes"}, ["is_decoder='yes'"]),
         ({"add_cross_attention": True}, ["add_cross_attention=True"]),
         ({"hidden_act": "gelu_new"}, ["hidden_act='gelu_new'", "'gelu'"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config"]),

@@ -82,7 +82,11 @@ def test_the_dense_attention_is_a_softmax_over_the_visible_tokens(inputs, causal
     for row, place, head in np.ndindex(BATCH, LENGTH, HEADS):
         seen = np.flatnonzero(segments[row] == segments[row, place])
         seen = seen[seen <= place] if causal else seen
-        query, key, value = qkv[row, place, 0, head], qkv[row, seen, 1, head], qkv[row, seen, 2, head]
+        query, key, value = (
+            qkv[row, place, 0, head],
+            qkv[row, seen, 1, head],
+            qkv[row, seen, 2, head],
+        )
         weights = np.exp(key @ query / np.sqrt(KV))
         np.testing.assert_allclose(
             context[row, place, head], weights @ value / weights.sum(), atol=2e-6

@@ -36,6 +36,7 @@ def _request_for(
         "dropout_rate": None,
         "remat_policy": None,
         "attention": None,
+        "attention_pattern": None,
         "objective": objective or Diffusion(pairing=pairing),
         "optimizer": AdamW(),
         "total_steps": 100,

@@ -47,6 +47,13 @@ def test_models_by_gin_file_by_hub_name_and_by_binding() -> None:
     assert isinstance(bound, TrainingStep) and bound.head_fraction == 0.15
 
 
+def test_an_autoregressive_step_is_one_causal_pass_that_predicts_every_token() -> None:
+    request = request_of("--gin_file=runs/autoregressive.gin", "--model=base")
+    assert isinstance(request, TrainingStep)
+    assert request.config == dataclasses.replace(SIZES["base"], attention_pattern="causal")
+    assert (request.rows, request.head_fraction) == (request.batch_size, 1.0)
+
+
 def test_mesh_of_the_command_line_wins() -> None:
     request = request_of("--gin_file=runs/adapt.gin", "--model=base", "--mesh=fsdp=-1,tensor=2")
     assert request.mesh == MeshConfig(data=1, fsdp=-1, tensor=2)
