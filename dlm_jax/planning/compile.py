@@ -161,14 +161,13 @@ def _lower(request: Request, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
         chunk=request.head_chunk,
     )
     time_state = jax.eval_shape(request.objective.init_time_state)
-    arguments = (request.config, request.optimizer)
     with use_rules(request.sharding):
-        shardings = sharding.state_shardings(*arguments, mesh, time_state)
-        state = sharding.abstract_state(*arguments, shardings, time_state)
+        parameters = sharding.placed_parameters(request.config, mesh)
+        state = sharding.abstract_state(parameters, request.optimizer, time_state)
         batch = sharding.abstract_batch(request.batch_size, request.length, mesh)
     with jax.set_mesh(mesh), use_rules(request.sharding):
-        lowered = sharding.jit_step(step, shardings).lower(state, batch)
-    return lowered, state.parameters, state
+        lowered = sharding.jit_step(step, sharding.shardings_of(state)).lower(state, batch)
+    return lowered, parameters, state
 
 
 def _lower_sampling(request: SamplingStep, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
@@ -187,11 +186,7 @@ def _lower_sampling(request: SamplingStep, mesh: jax.sharding.Mesh) -> tuple[Any
         return jnp.argmax(denoiser.logits(piece), axis=-1)
 
     with jax.set_mesh(mesh), use_rules(request.sharding):
-        parameters = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            encoders.abstract_parameters(request.config),
-            sharding.parameter_shardings(request.config, mesh),
-        )
+        parameters = sharding.placed_parameters(request.config, mesh)
         batch = sharding.abstract_batch(request.batch_size, request.length, mesh)
         lowered = jax.jit(evaluate).lower(parameters, batch)
     return lowered, parameters, parameters

@@ -9,10 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from dlm_jax.data.loader import Loader
+from dlm_jax.data.vocabularies import Vocabulary
 from dlm_jax.errors import UserError
+from dlm_jax.parallel import multihost
+from dlm_jax.training.sharding import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +68,65 @@ class HostRows:
         return cls(first // rows, batch_size // rows)
 
 
-def on_devices(
-    loader: Loader, sharding: NamedSharding, rows: HostRows
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields the loader's batches as global arrays [batch, length].
+@dataclasses.dataclass(frozen=True)
+class HostData:
+    """The training examples as one host reads them.
 
-    Args:
-        loader: reads the `rows` of this host.
-        sharding: of every array.
-        rows: which rows of the global batch the loader's are.
+    Attributes:
+        loader: reads the rows of this host.
+        rows: which rows of the global batch those are.
+        sharding: of every array [batch_size, length] of the global batch.
+        batch_size: rows of the global batch.
+        length: tokens a row.
     """
-    for batch in loader:
-        yield {name: _global(np.asarray(array), sharding, rows) for name, array in batch.items()}
+
+    loader: Loader
+    rows: HostRows
+    sharding: NamedSharding
+    batch_size: int
+    length: int
+
+    @classmethod
+    def open(
+        cls, task: str, vocabulary: Vocabulary, mesh: Mesh, batch_size: int, length: int, **how: Any
+    ) -> HostData:
+        """Opens a task on every host together, for batches under the active sharding rules.
+
+        Args:
+            task: registered task or mixture.
+            vocabulary: how text becomes ids.
+            mesh: of the run.
+            batch_size: rows of the global batch.
+            length: tokens a row.
+            **how: further arguments of `Loader`.
+
+        Raises:
+            UserError: the data of one of the hosts are unusable, or the mesh does not divide the
+                batch.
+        """
+        sharding = batch_sharding(mesh)
+        rows = HostRows.find(sharding, batch_size, length)
+        loader = multihost.together(
+            "data",
+            lambda: Loader(
+                task,
+                vocabulary,
+                batch_size=batch_size // rows.count,
+                length=length,
+                process_index=rows.index,
+                process_count=rows.count,
+                **how,
+            ),
+        )
+        return cls(loader, rows, sharding, batch_size, length)
+
+    def batches(self) -> Iterator[dict[str, jax.Array]]:
+        """Yields global arrays [batch_size, length], endlessly."""
+        for batch in self.loader:
+            yield {
+                name: _global(np.asarray(array), self.sharding, self.rows)
+                for name, array in batch.items()
+            }
 
 
 def _global(local: np.ndarray, sharding: NamedSharding, rows: HostRows) -> jax.Array:

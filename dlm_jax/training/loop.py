@@ -201,7 +201,7 @@ class Loop:
         with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
             self._manager.save(
                 step,
-                state.parameters,
+                state.model(),
                 state.training(),
                 {
                     **self._feed.cursor(),

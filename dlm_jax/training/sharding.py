@@ -28,57 +28,68 @@ def parameter_shardings(config: EncoderConfig, mesh: Mesh) -> Any:
     )
 
 
-def state_shardings(
-    config: EncoderConfig,
+def placed_parameters(config: EncoderConfig, mesh: Mesh) -> Any:
+    """An encoder's parameters as `jax.ShapeDtypeStruct` leaves with shardings."""
+    shardings = parameter_shardings(config, mesh)
+    return jax.tree.map(_placed, encoders.abstract_parameters(config), shardings)
+
+
+def abstract_state(
+    parameters: Any,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
     time_state: Any = None,
+    frozen: Any = None,
 ) -> TrainState:
-    """Shardings of the whole training state.
+    """The training state as `jax.ShapeDtypeStruct` leaves with shardings; allocates nothing.
 
     The optimizer's arrays lie as their parameter does; where one has fewer or other dimensions
     (factored moments), the dimensions that it shares with the parameter do. Counters and the time
     sampler's table are on every device.
-    """
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    parameters = encoders.abstract_parameters(config)
-    shardings = parameter_shardings(config, mesh)
-    abstract = _shapes(config, optimizer, time_state)
 
-    def like_parameter(leaf: Any, parameter: Any, sharding: NamedSharding) -> NamedSharding:
+    Args:
+        parameters: abstract leaves with shardings, of what the optimizer changes.
+        optimizer: the optax transformation.
+        time_state: arrays of the time sampler, or None.
+        frozen: abstract leaves with shardings, of what it leaves alone; or None.
+    """
+    mesh = jax.tree.leaves(parameters)[0].sharding.mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(
+        lambda trained, table: TrainState.create(trained, optimizer, table), parameters, time_state
+    )
+
+    def like_parameter(leaf: Any, parameter: Any) -> jax.ShapeDtypeStruct:
         if leaf.shape == parameter.shape:
-            return sharding
-        entries = (*sharding.spec, *[None] * len(leaf.shape))
+            return _placed(leaf, parameter.sharding)
+        entries = (*parameter.sharding.spec, *[None] * len(leaf.shape))
         same = [
             entry if size == wanted else None
             for entry, size, wanted in zip(entries, leaf.shape, parameter.shape)
         ]
-        return NamedSharding(mesh, PartitionSpec(*same))
+        return _placed(leaf, NamedSharding(mesh, PartitionSpec(*same)))
+
+    def on_every_device(leaf: Any) -> jax.ShapeDtypeStruct:
+        return _placed(leaf, everywhere)
 
     return TrainState(
-        step=everywhere,  # type: ignore[arg-type]
-        parameters=shardings,
+        step=on_every_device(shapes.step),  # type: ignore[arg-type]
+        parameters=parameters,
         optimizer_state=optax.tree.map_params(
             optimizer,
             like_parameter,
-            abstract.optimizer_state,
+            shapes.optimizer_state,
             parameters,
-            shardings,
-            transform_non_params=lambda _: everywhere,
+            transform_non_params=on_every_device,
         ),
-        skipped=everywhere,  # type: ignore[arg-type]
-        time_state=jax.tree.map(lambda _: everywhere, abstract.time_state),
+        skipped=on_every_device(shapes.skipped),  # type: ignore[arg-type]
+        time_state=jax.tree.map(on_every_device, shapes.time_state),
+        frozen=frozen,
     )
 
 
-def abstract_state(
-    config: EncoderConfig,
-    optimizer: optax.GradientTransformation,
-    shardings: TrainState,
-    time_state: Any = None,
-) -> TrainState:
-    """The training state as `jax.ShapeDtypeStruct` leaves with shardings; allocates nothing."""
-    return jax.tree.map(_placed, _shapes(config, optimizer, time_state), shardings)
+def shardings_of(tree: Any) -> Any:
+    """The shardings of a tree of arrays or abstract leaves."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -108,16 +119,6 @@ def jit_step(
         donate_argnums=0,
         out_shardings=(shardings, None),
         compiler_options=compiler_options,
-    )
-
-
-def _shapes(
-    config: EncoderConfig, optimizer: optax.GradientTransformation, time_state: Any
-) -> TrainState:
-    return jax.eval_shape(
-        lambda parameters, table: TrainState.create(parameters, optimizer, table),
-        encoders.abstract_parameters(config),
-        time_state,
     )
 
 

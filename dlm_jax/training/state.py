@@ -14,10 +14,12 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32 [], number of finished optimizer steps.
-        parameters: float32 tree of the model.
+        parameters: float32 tree that the optimizer changes: that of the model, or without what is
+            `frozen`.
         optimizer_state: optax's tree.
         skipped: int32 [], steps whose loss or gradient was not finite and which changed nothing.
         time_state: the importance table of the time sampler, or None.
+        frozen: the model's other parts, by their name in its tree; None where there are none.
     """
 
     step: jax.Array
@@ -25,10 +27,15 @@ class TrainState(NamedTuple):
     optimizer_state: Any
     skipped: jax.Array
     time_state: Any = None
+    frozen: Any = None
 
     @classmethod
     def create(
-        cls, parameters: Any, optimizer: optax.GradientTransformation, time_state: Any = None
+        cls,
+        parameters: Any,
+        optimizer: optax.GradientTransformation,
+        time_state: Any = None,
+        frozen: Any = None,
     ) -> TrainState:
         """Returns the state before the first step."""
         return cls(
@@ -37,10 +44,15 @@ class TrainState(NamedTuple):
             optimizer_state=optimizer.init(parameters),
             skipped=jnp.zeros((), jnp.int32),
             time_state=time_state,
+            frozen=frozen,
         )
 
+    def model(self) -> Any:
+        """The parameters of the whole model, trained and frozen."""
+        return whole(self.parameters, self.frozen)
+
     def training(self) -> dict[str, Any]:
-        """Everything but the parameters, as one tree to save."""
+        """Everything but the model, as one tree to save."""
         return {
             "step": self.step,
             "optimizer_state": self.optimizer_state,
@@ -48,7 +60,17 @@ class TrainState(NamedTuple):
             "time_state": self.time_state,
         }
 
-    @classmethod
-    def join(cls, parameters: Any, training: dict[str, Any]) -> TrainState:
-        """The inverse of taking `parameters` and `training()` apart."""
-        return cls(parameters=parameters, **training)
+    def filled(self, model: Any, training: dict[str, Any]) -> TrainState:
+        """A state of this one's structure from what `model()` and `training()` took apart."""
+        if self.frozen is None:
+            return TrainState(parameters=model, **training)
+        return TrainState(
+            parameters={name: model[name] for name in self.parameters},
+            frozen={name: model[name] for name in self.frozen},
+            **training,
+        )
+
+
+def whole(parameters: Any, frozen: Any) -> Any:
+    """One tree of the parts that are trained and of those that are not."""
+    return parameters if frozen is None else {**frozen, **parameters}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,25 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel.rules import constrain
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.scoring import score
-from dlm_jax.training.state import TrainState
+from dlm_jax.training.state import TrainState, whole
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Loss(Protocol):
+    """What a step minimises, of one micro-batch."""
+
+    def __call__(
+        self, parameters: Any, batch: Batch, dropout_key: jax.Array, time_state: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        """Returns the sum to differentiate, and (float32 sums, the next `time_state`).
+
+        The sums have 'loss_sum', 'weight_sum' to divide it by, and 'tokens', the tokens (without
+        padding) that went through the model.
+        """
+        ...
 
 
 def make_train_step(
@@ -28,30 +43,27 @@ def make_train_step(
     seed: int,
     accumulation: int = 1,
     chunk: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds the step function.
+) -> Step:
+    """The step of diffusive adaptation: `make_step` of `denoising_loss`, with their arguments."""
+    loss = denoising_loss(config, objective, seed=seed, chunk=chunk)
+    return make_step(loss, optimizer, seed=seed, accumulation=accumulation)
+
+
+def denoising_loss(
+    config: EncoderConfig, objective: Objective, *, seed: int, chunk: int | None = None
+) -> Loss:
+    """The loss of a denoiser under an objective.
 
     Args:
         config: shape of the encoder.
         objective: draws the noise and weighs the losses.
-        optimizer: the optax transformation.
-        seed: of noise and dropout; both are functions of it and of the step or the example's
-            number alone.
-        accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
-            by the summed weights, so the result does not depend on how the batch was cut.
+        seed: of the noise, which is a function of it and of the example's number alone.
         chunk: positions projected on the vocabulary at a time; None = by the vocabulary's size.
-
-    Returns:
-        `step(state, batch) -> (state, metrics)`; `metrics` are float32 sums, with 'weight_sum' to
-        divide 'loss_sum' by and 'tokens', the tokens (without padding) that went through the
-        denoiser. A loss or gradient that is not finite leaves the state as it was and counts in
-        `state.skipped`.
     """
     noise_key = jax.random.key(seed, impl="threefry2x32")
-    dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
     dropout = config.dropout_rate > 0 or config.attention_dropout_rate > 0
 
-    def loss_sums(
+    def loss(
         parameters: Any, batch: Batch, dropout_key: jax.Array, time_state: Any
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
         noised = objective.noise(batch, noise_key, time_state=time_state)
@@ -67,37 +79,32 @@ def make_train_step(
         }
         return loss_sum, (metrics, new_time_state)
 
-    gradients_of = jax.value_and_grad(loss_sums, has_aux=True)
+    return loss
 
-    def accumulate(
-        parameters: Any, batch: Batch, key: jax.Array, time_state: Any
-    ) -> tuple[Any, Metrics, Any]:
-        if accumulation == 1:
-            (_, (metrics, time_state)), gradients = gradients_of(parameters, batch, key, time_state)
-            return gradients, metrics, time_state
-        micro_batches = jax.tree.map(lambda x: _cut(x, accumulation), batch)
 
-        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
-            sums, time_state = carry
-            micro_batch, micro_key = inputs
-            (_, (metrics, time_state)), gradients = gradients_of(
-                parameters, micro_batch, micro_key, time_state
-            )
-            return (jax.tree.map(jnp.add, sums, (gradients, metrics)), time_state), None
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int = 1
+) -> Step:
+    """Builds the step function of a loss.
 
-        first = jax.tree.map(lambda x: x[0], micro_batches)
-        shapes = jax.eval_shape(gradients_of, parameters, first, key, time_state)
-        (_, (metric_shapes, _)), gradient_shapes = shapes
-        zeros = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (gradient_shapes, metric_shapes)
-        )
-        keys = jax.random.split(key, accumulation)
-        (sums, time_state), _ = jax.lax.scan(body, (zeros, time_state), (micro_batches, keys))
-        return *sums, time_state
+    Args:
+        loss: of the whole model's parameters; only those of `TrainState.parameters` are changed.
+        optimizer: the optax transformation.
+        seed: of dropout, which is a function of it and of the step alone.
+        accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
+            by the summed weights, so the result does not depend on how the batch was cut.
+
+    Returns:
+        `step(state, batch) -> (state, metrics)`; `metrics` are the loss's float32 sums with
+        'grad_norm' and 'finite'. A loss or gradient that is not finite leaves the state as it was
+        and counts in `state.skipped`.
+    """
+    dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
+    summed = _summed_gradients(loss, accumulation)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(dropout_root, state.step)
-        gradients, metrics, time_state = accumulate(state.parameters, batch, key, state.time_state)
+        gradients, metrics, time_state = summed(state, batch, key)
         weight_sum = jnp.maximum(metrics["weight_sum"], 1e-9)
         gradients = jax.tree.map(lambda g: g / weight_sum, gradients)
         norm = optax.global_norm(gradients)
@@ -116,10 +123,47 @@ def make_train_step(
             optimizer_state=keep(optimizer_state, state.optimizer_state),
             skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
             time_state=keep(time_state, state.time_state),
+            frozen=state.frozen,
         )
         return new_state, {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
 
     return step
+
+
+def _summed_gradients(
+    loss: Loss, accumulation: int
+) -> Callable[[TrainState, Batch, jax.Array], tuple[Any, Metrics, Any]]:
+    """Gradients and metrics of a batch as sums over its micro-batches, and the time sampler."""
+
+    def of_parts(
+        parameters: Any, frozen: Any, batch: Batch, key: jax.Array, time_state: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        return loss(whole(parameters, frozen), batch, key, time_state)
+
+    gradients_of = jax.value_and_grad(of_parts, has_aux=True)
+
+    def at_once(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
+        (_, (metrics, time_state)), gradients = gradients_of(
+            state.parameters, state.frozen, batch, key, state.time_state
+        )
+        return gradients, metrics, time_state
+
+    def in_turn(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
+        micro_batches = jax.tree.map(lambda x: _cut(x, accumulation), batch)
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+            sums, time_state = carry
+            *sum_of_one, time_state = at_once(state._replace(time_state=time_state), *inputs)
+            return (jax.tree.map(jnp.add, sums, tuple(sum_of_one)), time_state), None
+
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        *shapes, _ = jax.eval_shape(at_once, state, first, key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
+        keys = jax.random.split(key, accumulation)
+        (sums, time_state), _ = jax.lax.scan(body, (zeros, state.time_state), (micro_batches, keys))
+        return *sums, time_state
+
+    return at_once if accumulation == 1 else in_turn
 
 
 def _cut(x: jax.Array, accumulation: int) -> jax.Array:

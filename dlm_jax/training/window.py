@@ -63,8 +63,7 @@ class MetricsWindow:
         seconds, self._began = max(now - self._began, 1e-9), now
         figures = {
             "loss": total["loss_sum"] / max(total["weight_sum"], 1e-9),
-            "nll_per_absorbed_token": total["nll_sum"] / max(total["absorbed_tokens"], 1.0),
-            "accuracy": total["correct"] / max(total["absorbed_tokens"], 1.0),
+            **_of_absorbed_tokens(total),
             "grad_norm": total["grad_norm"] / steps,
             "learning_rate": float(self._learning_rate(step - 1)),
             "tokens_per_second": tokens / seconds,
@@ -82,3 +81,14 @@ class MetricsWindow:
             for name, value in entry.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return self._carried_steps + len(entries), sums, tokens
+
+
+def _of_absorbed_tokens(total: Mapping[str, float]) -> dict[str, float]:
+    """What a loss that predicts absorbed tokens says of them; nothing for one that does not."""
+    if "absorbed_tokens" not in total:
+        return {}
+    count = max(total["absorbed_tokens"], 1.0)
+    return {
+        "nll_per_absorbed_token": total["nll_sum"] / count,
+        "accuracy": total["correct"] / count,
+    }

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dlm_jax.errors import UserError
-from dlm_jax.training.feed import HostRows, on_devices
+from dlm_jax.training.feed import HostData, HostRows
 from dlm_jax.training.window import MetricsWindow
 
 LENGTH = 6
@@ -43,7 +43,8 @@ def test_batches_arrive_row_for_row():
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data", None))
     batch = {"tokens": np.arange(4 * LENGTH).reshape(4, LENGTH)}
-    [found] = on_devices([batch], sharding, HostRows.find(sharding, 4, LENGTH))
+    rows = HostRows.find(sharding, 4, LENGTH)
+    [found] = HostData([batch], rows, sharding, 4, LENGTH).batches()
     np.testing.assert_array_equal(found["tokens"], batch["tokens"])
 
 

@@ -15,7 +15,8 @@ from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.parallel.rules import ShardingRules, use_rules
 from dlm_jax.training.objectives import Diffusion
 from dlm_jax.training.optimizers import AdamW
-from dlm_jax.training.sharding import batch_sharding, jit_step, state_shardings
+from dlm_jax.training.sharding import (
+    abstract_state, batch_sharding, jit_step, placed_parameters, shardings_of)
 from dlm_jax.training.state import TrainState
 from dlm_jax.training.step import make_train_step
 
@@ -46,7 +47,7 @@ def packed_batch():
 
 def run(config, mesh, accumulation=1):
     with jax.set_mesh(mesh):
-        shardings = state_shardings(config, OPTIMIZER, mesh)
+        shardings = shardings_of(abstract_state(placed_parameters(config, mesh), OPTIMIZER))
         state = jax.device_put(FIRST[config], shardings)
         batch = jax.device_put(packed_batch(), batch_sharding(mesh))
         step = jit_step(
@@ -94,7 +95,7 @@ for name, config, accumulation, meshes in cases:
             "tables": program.count(f"f32[{config.vocab_size},{config.embed_dim}]"),
         })
 with use_rules(ShardingRules(parameters={"embed": None}, activations={"mlp": None})):
-    kernel = state_shardings(PLAIN, OPTIMIZER, make_mesh(MeshConfig(2, 2, 2))).parameters
+    kernel = shardings_of(placed_parameters(PLAIN, make_mesh(MeshConfig(2, 2, 2))))
     report.append({"case": "rules", "kernel": list(kernel["layers"]["mlp"]["up"]["kernel"].spec)})
 print(json.dumps(report))
 """

@@ -145,6 +145,6 @@ def test_importance_sampling_learns_its_table_and_saves_it(parameters):
     batch = _batch([[e] for e in enumerate(_examples([14, 9, 11, 12]))], 16)
     state, _ = step(state, batch)
     assert float(state.time_state.observations.sum()) == 4
-    assert jax.tree.structure(TrainState.join(state.parameters, state.training())) == (
+    assert jax.tree.structure(state.filled(state.model(), state.training())) == (
         jax.tree.structure(state)
     )
