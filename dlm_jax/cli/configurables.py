@@ -24,6 +24,7 @@ CONFIGURABLES = {
     "Polynomial": "dlm_jax.diffusion.schedules:Polynomial",
     # Training.
     "AdamW": "dlm_jax.training.optimizers:AdamW",
+    "SkipSpikes": "dlm_jax.training.spikes:SkipSpikes",
     "CheckpointConfig": "dlm_jax.checkpoints.manager:CheckpointConfig",
     "MeshConfig": "dlm_jax.parallel.mesh:MeshConfig",
     "ShardingRules": "dlm_jax.parallel.rules:ShardingRules",

@@ -39,6 +39,7 @@ class Embeddings(nnx.Module):
             self.norm = LayerNorm(stack, width, config.layer_norm_epsilon)
         self._offset = config.position_offset
 
+    @jax.named_scope("embeddings")
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """float32 [batch, length, embed] of int32 tokens and positions [batch, length]."""
         x = self.token(tokens) + self.position(positions + self._offset)
@@ -60,6 +61,7 @@ class Attention(nnx.Module):
         self._implementation = config.attention
         self._causal = config.causal
 
+    @jax.named_scope("attention")
     def __call__(
         self, x: jax.Array, segment_ids: jax.Array, dropout_seed: jax.Array | None
     ) -> jax.Array:
@@ -86,6 +88,7 @@ class Mlp(nnx.Module):
         self.down = Linear(stack, (config.mlp_dim,), (config.embed_dim,), ("mlp",), ("embed",))
         self._activation = config.activation
 
+    @jax.named_scope("mlp")
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, length, embed] of x [batch, length, embed]."""
         hidden = checkpoint_name(self.up(x), "mlp_up")
@@ -197,6 +200,7 @@ class Encoder(nnx.Module):
         x = self._apply_layers(x, segment_ids, layer_keys)
         return self.final_norm(x) if self.config.norm_placement == "pre" else x
 
+    @jax.named_scope("layers")
     def _apply_layers(
         self, x: jax.Array, segment_ids: jax.Array, layer_keys: jax.Array | None
     ) -> jax.Array:

@@ -87,6 +87,7 @@ class Loop:
         progress: Progress,
         window: MetricsWindow,
         monitors: Monitors,
+        saved: Callable[[TrainState], dict[str, Any]] = lambda state: {},
         evaluate: Evaluate | None = None,
     ) -> None:
         """Takes the parts.
@@ -100,11 +101,13 @@ class Loop:
             progress: shows them.
             window: adds them up.
             monitors: watch the run.
+            saved: returns the JSON that a checkpoint holds beside the arrays of its state.
             evaluate: returns {split: metrics} of a state after a step.
         """
         self._step_function, self._feed, self._cadence = step_function, feed, cadence
         self._manager, self._writer, self._progress = manager, writer, progress
-        self._window, self._monitors, self._evaluate = window, monitors, evaluate
+        self._window, self._monitors = window, monitors
+        self._saved, self._evaluate = saved, evaluate
 
     def run(
         self, state: TrainState, first: int, *, evaluation_owed: bool = False
@@ -149,7 +152,7 @@ class Loop:
 
     def _one_step(self, state: TrainState, step: int, *, beginning: bool) -> TrainState:
         monitors = self._monitors
-        monitors.profiler.before(step)
+        monitors.profiler.before(step, state)
         with monitors.goodput.measure("data"):
             batch = next(self._feed.batches)
         compiled = monitors.compilations.count
@@ -183,6 +186,11 @@ class Loop:
                 "train.on_nonfinite='skip' would go on without them"
             )
         self._writer.write(step, "train", {**figures, "nonfinite_steps": bad})
+        if spikes := figures.get("spike_steps"):
+            self._progress.say(
+                f"warning: {spikes:.0f} of the steps up to {step} changed nothing: their loss or "
+                "gradient was far above that of recent steps (train.skip_spikes)"
+            )
         mfu = f"  MFU {figures['mfu']:.1%}" if "mfu" in figures else ""
         speed = f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
         self._progress.update(step, f"loss {figures['loss']:.3f}  {speed}")
@@ -207,6 +215,7 @@ class Loop:
                     **self._feed.cursor(),
                     "metrics": self._window.partial(),
                     "evaluation_owed": owed,
+                    **self._saved(state),
                 },
                 None if results is None else best,
             )

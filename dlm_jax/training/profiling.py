@@ -1,4 +1,4 @@
-"""A trace of some steps, and how to look at it."""
+"""A trace of some steps, where their time went, and how to look at it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,26 @@ from typing import Any
 import jax
 
 from dlm_jax.errors import UserError
+from dlm_jax.training.breakdown import write_breakdown
 
 
 class StepProfiler:
     """Writes a profile of the steps `first` to `last`, both included, of process 0."""
 
     def __init__(
-        self, folder: Path, steps: tuple[int, int] | None, say: Callable[[str], None]
+        self,
+        folder: Path,
+        steps: tuple[int, int] | None,
+        say: Callable[[str], None],
+        program: Callable[[], str] = str,
     ) -> None:
-        """Args: folder: where traces go. steps: which ones; None = none. say: prints a line.
+        """Takes what it needs.
+
+        Args:
+            folder: where traces and the breakdown of the step's time go.
+            steps: which ones; None = none.
+            say: prints a line.
+            program: returns the optimized HLO of the step.
 
         Raises:
             UserError: the steps are not in order.
@@ -30,12 +41,16 @@ class StepProfiler:
             )
         wanted = steps is not None and jax.process_index() == 0
         self._first, self._last = steps if steps is not None and wanted else (0, 0)
-        self._folder, self._say = folder, say
+        self._folder, self._say, self._program = folder, say, program
         self._tracing = False
 
-    def before(self, step: int) -> None:
-        """Starts with the first of the steps, or in their midst where a run resumes there."""
+    def before(self, step: int, state: Any) -> None:
+        """Starts with the first of the steps, or in their midst where a run resumes there.
+
+        The devices finish `state` first, so that the trace holds nothing of earlier steps.
+        """
         if not self._tracing and self._first <= step <= self._last:
+            jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._tracing = True
 
@@ -50,5 +65,7 @@ class StepProfiler:
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
+            if found := write_breakdown(self._folder, self._program()):
+                self._say(found.table())
             folder = shlex.quote(str(self._folder))
             self._say(f"profile of steps {self._first} to {self._last}: xprof --logdir={folder}")

@@ -28,9 +28,11 @@ from dlm_jax.training.metrics import MetricsWriter, Progress, SilentWriter
 from dlm_jax.training.opening import model_info, opening
 from dlm_jax.training.preemption import StopRequests
 from dlm_jax.training.profiling import StepProfiler
+from dlm_jax.training.program import KeptProgram, hlo_writer
 from dlm_jax.training.sharding import jit_step, shardings_of
 from dlm_jax.training.stage import Stage
 from dlm_jax.training.state import TrainState
+from dlm_jax.training.step import Step
 from dlm_jax.training.watchdog import Watchdog
 from dlm_jax.training.window import MetricsWindow
 
@@ -69,6 +71,7 @@ class Run:
         began: when this process began, in seconds since the epoch.
         watchdog_seconds: longest time that a step may take; 0 = no limit.
         profile_steps: first and last step of a profile; None = none.
+        dump_hlo: whether the program of the step is written down.
         on_ready: called once everything has been found right, before the first file is written.
     """
 
@@ -84,6 +87,7 @@ class Run:
     began: float
     watchdog_seconds: float = 0.0
     profile_steps: tuple[int, int] | None = None
+    dump_hlo: bool = False
     on_ready: Callable[[], None] | None = None
 
     def train(self, stage: Stage, data: HostData) -> TrainResult:
@@ -119,20 +123,20 @@ class Run:
         owed: bool,
     ) -> Results:
         main = multihost.is_main()
-        shardings = shardings_of(stage.abstract)
-        step_function = jit_step(stage.step, shardings, training_compiler_options())
         writer = MetricsWriter(self.folder.metrics, resumed) if main else SilentWriter()
         total, name = self.cadence.total_steps, self.folder.path.name
         with Progress(name, total, resumed, silent=not main) as progress:
             progress.say(
                 opening(self.folder, self.description, self.notes, state, data, resumed, total)
             )
-            monitors = self._monitors(writer, progress)
+            step = self._program(stage, progress)
+            program = step.text if isinstance(step, KeptProgram) else str
+            monitors = self._monitors(writer, progress, program)
             window = MetricsWindow(
                 self.learning_rates, stage.flops_per_token, _peak_flops(), saved.get("metrics")
             )
             loop = Loop(
-                step_function,
+                step,
                 Feed(data.batches(), data.loader.cursor),
                 self.cadence,
                 manager,
@@ -140,6 +144,7 @@ class Run:
                 progress,
                 window,
                 monitors,
+                stage.saved,
                 evaluation(self.evaluators, self.description, self.vocabulary, self.folder),
             )
             try:
@@ -152,12 +157,24 @@ class Run:
                 progress.say(goodput.sentence(goodput.totals(self.folder.metrics)))
         return results
 
-    def _monitors(self, writer: MetricsWriter, progress: Progress) -> Monitors:
+    def _program(self, stage: Stage, progress: Progress) -> Step:
+        """The compiled step; it is kept where it will be looked at."""
+        jitted = jit_step(stage.step, shardings_of(stage.abstract), training_compiler_options())
+        if not multihost.is_main() or not (self.dump_hlo or self.profile_steps):
+            return jitted
+        write = hlo_writer(self.folder.path / "hlo", progress.say) if self.dump_hlo else None
+        return KeptProgram(jitted, write)
+
+    def _monitors(
+        self, writer: MetricsWriter, progress: Progress, program: Callable[[], str]
+    ) -> Monitors:
         return Monitors(
             goodput=Goodput(self.began, writer.accounted_until),
             stops=self.stops,
             watchdog=Watchdog(self.watchdog_seconds),
-            profiler=StepProfiler(self.folder.path / "profile", self.profile_steps, progress.say),
+            profiler=StepProfiler(
+                self.folder.path / "profile", self.profile_steps, progress.say, program
+            ),
             compilations=CompilationCounter(),
         )
 
@@ -177,7 +194,7 @@ def _first_state(
     abstract = stage.abstract
     model, training, cursor = manager.restore(step, abstract.model(), abstract.training())
     data.loader.restore(cursor)
-    return abstract.filled(model, training), step, cursor
+    return stage.resumed(model, training, cursor), step, cursor
 
 
 def _describe(run: Run, model: Any) -> None:

@@ -34,17 +34,18 @@ def score(
     features = denoiser.features(
         noised.tokens, noised.positions, noised.segment_ids, dropout_key=dropout_key
     )
-    hidden = denoiser.head_features(features)
-    table, bias = denoiser.output_embedding()
-    shape = noised.targets.shape
-    total, nll, correct = linear_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]),
-        table,
-        bias,
-        noised.targets.reshape(-1),
-        noised.weight.reshape(-1),
-        noised.smoothing_weight.reshape(-1),
-        selected=noised.absorbed.reshape(-1),
-        chunk=chunk,
-    )
+    with jax.named_scope("head_and_loss"):
+        hidden = denoiser.head_features(features)
+        table, bias = denoiser.output_embedding()
+        shape = noised.targets.shape
+        total, nll, correct = linear_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            table,
+            bias,
+            noised.targets.reshape(-1),
+            noised.weight.reshape(-1),
+            noised.smoothing_weight.reshape(-1),
+            selected=noised.absorbed.reshape(-1),
+            chunk=chunk,
+        )
     return Scores(loss_sum=total, nll=nll.reshape(shape), correct=correct.reshape(shape))

@@ -15,6 +15,7 @@ from dlm_jax.data.packing import empty_batch
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import rules
+from dlm_jax.training.spikes import Recent
 from dlm_jax.training.state import TrainState
 
 
@@ -38,24 +39,29 @@ def abstract_state(
     parameters: Any,
     optimizer: optax.GradientTransformation,
     time_state: Any = None,
+    recent: Recent | None = None,
     frozen: Any = None,
 ) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct` leaves with shardings; allocates nothing.
 
     The optimizer's arrays lie as their parameter does; where one has fewer or other dimensions
-    (factored moments), the dimensions that it shares with the parameter do. Counters and the time
-    sampler's table are on every device.
+    (factored moments), the dimensions that it shares with the parameter do. Counters, the time
+    sampler's table and the recent steps are on every device.
 
     Args:
         parameters: abstract leaves with shardings, of what the optimizer changes.
         optimizer: the optax transformation.
         time_state: arrays of the time sampler, or None.
+        recent: arrays of the rule that skips spikes, or None.
         frozen: abstract leaves with shardings, of what it leaves alone; or None.
     """
     mesh = jax.tree.leaves(parameters)[0].sharding.mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
     shapes = jax.eval_shape(
-        lambda trained, table: TrainState.create(trained, optimizer, table), parameters, time_state
+        lambda *trees: TrainState.create(trees[0], optimizer, *trees[1:]),
+        parameters,
+        time_state,
+        recent,
     )
 
     def like_parameter(leaf: Any, parameter: Any) -> jax.ShapeDtypeStruct:
@@ -83,6 +89,7 @@ def abstract_state(
         ),
         skipped=on_every_device(shapes.skipped),  # type: ignore[arg-type]
         time_state=jax.tree.map(on_every_device, shapes.time_state),
+        recent=jax.tree.map(on_every_device, shapes.recent),
         frozen=frozen,
     )
 

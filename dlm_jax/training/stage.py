@@ -15,6 +15,7 @@ from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.sharding import abstract_state, placed_parameters, shardings_of
+from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.state import TrainState
 from dlm_jax.training.step import Loss, Step, denoising_loss, make_step
 
@@ -27,12 +28,14 @@ class Stage:
         abstract: the state as `jax.ShapeDtypeStruct` leaves with shardings.
         create: makes the state before the first step; not called where a run resumes.
         step: the step, not jitted.
+        spikes: which steps change nothing though they are finite; None = none.
         flops_per_token: forward FLOPs of a token; 0 where they are not known.
     """
 
     abstract: TrainState
     create: Callable[[], TrainState]
     step: Step
+    spikes: SkipSpikes | None = None
     flops_per_token: float = 0.0
 
     @classmethod
@@ -46,6 +49,7 @@ class Stage:
         seed: int,
         accumulation: int = 1,
         time_state: Any = None,
+        spikes: SkipSpikes | None = None,
         frozen: Any = None,
         flops_per_token: float = 0.0,
     ) -> Stage:
@@ -59,23 +63,45 @@ class Stage:
             seed: of dropout.
             accumulation: micro-batches a step.
             time_state: arrays of the time sampler, or None.
+            spikes: which steps change nothing though they are finite; None = none.
             frozen: the rest of the model, as abstract leaves with shardings; or None.
             flops_per_token: forward FLOPs of a token.
         """
-        abstract = abstract_state(parameters, optimizer, time_state, frozen)
+        recent = spikes.empty() if spikes else None
+        abstract = abstract_state(parameters, optimizer, time_state, recent, frozen)
 
         def first() -> TrainState:
             trained, rest = create()
             # Jitted with shardings: no device ever holds the moments of a parameter that it has a
             # part of.
-            training = jax.jit(
-                lambda p: TrainState.create(p, optimizer, time_state).training(),
-                out_shardings=shardings_of(abstract.training()),
+            state = jax.jit(
+                lambda p: TrainState.create(p, optimizer, time_state, recent)._replace(
+                    parameters=None
+                ),
+                out_shardings=shardings_of(abstract._replace(parameters=None, frozen=None)),
             )(trained)
-            return TrainState(parameters=trained, frozen=rest, **training)
+            return state._replace(parameters=trained, frozen=rest)
 
-        step = make_step(loss, optimizer, seed=seed, accumulation=accumulation)
-        return cls(abstract, first, step, flops_per_token)
+        step = make_step(loss, optimizer, seed=seed, accumulation=accumulation, spikes=spikes)
+        return cls(abstract, first, step, spikes, flops_per_token)
+
+    def saved(self, state: TrainState) -> dict[str, Any]:
+        """JSON that belongs to a checkpoint of the state beside its arrays; waits for its step."""
+        return {} if self.spikes is None else {"recent": self.spikes.to_json(state.recent)}
+
+    def resumed(self, model: Any, training: dict[str, Any], saved: dict[str, Any]) -> TrainState:
+        """The state of a checkpoint.
+
+        Args:
+            model: arrays of `abstract.model()`.
+            training: arrays of `abstract.training()`.
+            saved: what `saved` gave.
+        """
+        state = self.abstract.filled(model, training)
+        if self.spikes is None:
+            return state
+        recent = self.spikes.from_json(saved.get("recent"), self.abstract.recent)
+        return state._replace(recent=recent)
 
 
 def adaptation(
@@ -89,6 +115,7 @@ def adaptation(
     seed: int,
     accumulation: int = 1,
     chunk: int | None = None,
+    spikes: SkipSpikes | None = None,
 ) -> Stage:
     """Diffusive adaptation: all parameters of an encoder, under an objective.
 
@@ -102,6 +129,7 @@ def adaptation(
         seed: of noise, dropout and random weights.
         accumulation: micro-batches a step.
         chunk: positions projected on the vocabulary at a time.
+        spikes: which steps change nothing though they are finite; None = none.
     """
     parameters = placed_parameters(config, mesh)
     return Stage.of(
@@ -112,6 +140,7 @@ def adaptation(
         seed=seed,
         accumulation=accumulation,
         time_state=objective.init_time_state(),
+        spikes=spikes,
         flops_per_token=config.flops_per_token(length),
     )
 

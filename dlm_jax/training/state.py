@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dlm_jax.training.spikes import Recent
+
 
 class TrainState(NamedTuple):
     """A pytree; everything in it is saved, and a restored one continues bit for bit.
@@ -17,8 +19,10 @@ class TrainState(NamedTuple):
         parameters: float32 tree that the optimizer changes: that of the model, or without what is
             `frozen`.
         optimizer_state: optax's tree.
-        skipped: int32 [], steps whose loss or gradient was not finite and which changed nothing.
+        skipped: int32 [], steps that changed nothing, because their loss or gradient was not finite
+            or a spike.
         time_state: the importance table of the time sampler, or None.
+        recent: what recent steps were like, where spikes are skipped; None where they are not.
         frozen: the model's other parts, by their name in its tree; None where there are none.
     """
 
@@ -27,6 +31,7 @@ class TrainState(NamedTuple):
     optimizer_state: Any
     skipped: jax.Array
     time_state: Any = None
+    recent: Recent | None = None
     frozen: Any = None
 
     @classmethod
@@ -35,7 +40,7 @@ class TrainState(NamedTuple):
         parameters: Any,
         optimizer: optax.GradientTransformation,
         time_state: Any = None,
-        frozen: Any = None,
+        recent: Recent | None = None,
     ) -> TrainState:
         """Returns the state before the first step."""
         return cls(
@@ -44,7 +49,7 @@ class TrainState(NamedTuple):
             optimizer_state=optimizer.init(parameters),
             skipped=jnp.zeros((), jnp.int32),
             time_state=time_state,
-            frozen=frozen,
+            recent=recent,
         )
 
     def model(self) -> Any:
@@ -52,7 +57,7 @@ class TrainState(NamedTuple):
         return whole(self.parameters, self.frozen)
 
     def training(self) -> dict[str, Any]:
-        """Everything but the model, as one tree to save."""
+        """Everything but the model and the recent steps, as one tree to save."""
         return {
             "step": self.step,
             "optimizer_state": self.optimizer_state,

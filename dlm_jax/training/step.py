@@ -14,6 +14,7 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel.rules import constrain
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.scoring import score
+from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.state import TrainState, whole
 
 Batch = dict[str, jax.Array]
@@ -66,7 +67,8 @@ def denoising_loss(
     def loss(
         parameters: Any, batch: Batch, dropout_key: jax.Array, time_state: Any
     ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        noised = objective.noise(batch, noise_key, time_state=time_state)
+        with jax.named_scope("noise"):
+            noised = objective.noise(batch, noise_key, time_state=time_state)
         denoiser = encoders.from_parameters(config, parameters)
         scores = score(denoiser, noised, chunk=chunk, dropout_key=dropout_key if dropout else None)
         loss_sum, weight_sum, metrics = objective.loss(noised, scores)
@@ -83,7 +85,12 @@ def denoising_loss(
 
 
 def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int = 1
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    spikes: SkipSpikes | None = None,
 ) -> Step:
     """Builds the step function of a loss.
 
@@ -93,11 +100,13 @@ def make_step(
         seed: of dropout, which is a function of it and of the step alone.
         accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
             by the summed weights, so the result does not depend on how the batch was cut.
+        spikes: which steps change nothing though they are finite; None = none.
 
     Returns:
         `step(state, batch) -> (state, metrics)`; `metrics` are the loss's float32 sums with
-        'grad_norm' and 'finite'. A loss or gradient that is not finite leaves the state as it was
-        and counts in `state.skipped`.
+        'grad_norm', 'finite' and, where there is a rule for it, 'spike'. A step that is a spike, or
+        whose loss or gradient is not finite, leaves the state as it was and counts in
+        `state.skipped`.
     """
     dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
     summed = _summed_gradients(loss, accumulation)
@@ -105,27 +114,41 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(dropout_root, state.step)
         gradients, metrics, time_state = summed(state, batch, key)
+        with jax.named_scope("optimizer"):
+            return update(state, gradients, metrics, time_state)
+
+    def update(
+        state: TrainState, gradients: Any, metrics: Metrics, time_state: Any
+    ) -> tuple[TrainState, Metrics]:
         weight_sum = jnp.maximum(metrics["weight_sum"], 1e-9)
         gradients = jax.tree.map(lambda g: g / weight_sum, gradients)
         norm = optax.global_norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
+        good = finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
+        metrics = {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        recent = state.recent
+        if spikes is not None:
+            assert recent is not None
+            spike, recent = spikes.judge(recent, metrics["loss_sum"] / weight_sum, norm, finite)
+            good = finite & ~spike
+            metrics["spike"] = spike.astype(jnp.float32)
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer_state, state.parameters
         )
         parameters = optax.apply_updates(state.parameters, updates)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         new_state = TrainState(
             step=state.step + 1,
             parameters=keep(parameters, state.parameters),
             optimizer_state=keep(optimizer_state, state.optimizer_state),
-            skipped=state.skipped + jnp.where(finite, 0, 1).astype(jnp.int32),
+            skipped=state.skipped + jnp.where(good, 0, 1).astype(jnp.int32),
             time_state=keep(time_state, state.time_state),
+            recent=recent,
             frozen=state.frozen,
         )
-        return new_state, {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+        return new_state, metrics
 
     return step
 

@@ -24,6 +24,7 @@ from dlm_jax.training.objectives import Diffusion, ObjectiveConfig, check_attent
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
 from dlm_jax.training.run import Run, TrainResult
+from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.stage import adaptation
 from dlm_jax.training.start import Start
 
@@ -58,8 +59,10 @@ def train(
     evaluate_every: int = 0,
     log_every: int = 10,
     on_nonfinite: Literal["stop", "skip"] = "stop",
+    skip_spikes: SkipSpikes | None = None,
     watchdog_seconds: float = 1800.0,
     profile_steps: tuple[int, int] | None = None,
+    dump_hlo: bool = False,
     data_cache_dir: str | None = None,
     allow_evaluation_only: bool = False,
     on_ready: Callable[[], None] | None = None,
@@ -98,9 +101,14 @@ def train(
         evaluate_every: 0 = only after the last step.
         log_every: steps between two lines of metrics.
         on_nonfinite: what to do about a loss or gradient that is not finite.
+        skip_spikes: leaves out updates whose loss or gradient is far above that of recent steps;
+            None = none. It may be set or changed for a run that already goes on.
         watchdog_seconds: longest time that a step may take before the process shows where it hangs
             and exits for a retry; compilation, evaluation and saving do not count; 0 = no limit.
-        profile_steps: first and last step of a profile in `run_dir`/profile; None = none.
+        profile_steps: first and last step of a profile in `run_dir`/profile, with a table of where
+            their time went; None = none.
+        dump_hlo: writes the program of the training step into `run_dir`/hlo, as it was traced
+            (StableHLO) and as the compiler optimized it.
         data_cache_dir: where tokenised data are kept between runs; None = in memory.
         allow_evaluation_only: train on a set that is meant for evaluation only.
         on_ready: called once everything has been found right, before the first file is written.
@@ -140,6 +148,7 @@ def train(
             began=began,
             watchdog_seconds=watchdog_seconds,
             profile_steps=profile_steps,
+            dump_hlo=dump_hlo,
             on_ready=on_ready,
         )
         with jax.set_mesh(device_mesh), use_rules(sharding):
@@ -166,6 +175,7 @@ def train(
                 seed=seed,
                 accumulation=gradient_accumulation_steps,
                 chunk=head_chunk,
+                spikes=skip_spikes,
             )
             return run.train(stage, data)
 

@@ -69,6 +69,8 @@ class MetricsWindow:
             "tokens_per_second": tokens / seconds,
             "seconds_per_step": seconds / len(entries),
         }
+        if "spike" in total:
+            figures["spike_steps"] = round(total["spike"])
         if self._peak:
             figures["mfu"] = 3 * self._flops * tokens / seconds / self._peak
         return step, figures, steps - round(total["finite"])

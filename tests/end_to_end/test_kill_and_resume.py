@@ -14,6 +14,8 @@ import pytest
 from dlm_jax.checkpoints.loading import load_model
 
 TOTAL_STEPS = 30
+# So narrow that some of the steps are left out, on either side of a restart.
+SPIKES = ("train.skip_spikes=@SkipSpikes()", "SkipSpikes.window=4", "SkipSpikes.factor=1.5")
 
 
 def _finish(process):
@@ -45,7 +47,7 @@ def _lines(run, split="train"):
 @pytest.fixture(scope="module")
 def undisturbed(dlm, train_arguments, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    _finish(dlm(*train_arguments(run)))
+    _finish(dlm(*train_arguments(run, *SPIKES)))
     return run
 
 
@@ -60,7 +62,7 @@ def test_a_refused_command_leaves_the_record_of_a_run_as_it_was(dlm, train_argum
 
 def test_kill_9_at_three_moments_changes_no_bit(dlm, train_arguments, undisturbed, tmp_path):
     run = tmp_path / "run"
-    arguments = train_arguments(run)
+    arguments = train_arguments(run, *SPIKES)
     checkpoints = run / "checkpoints"
 
     def unfinished_save():
@@ -78,10 +80,11 @@ def test_kill_9_at_three_moments_changes_no_bit(dlm, train_arguments, undisturbe
     theirs, ours = load_model(run), load_model(undisturbed)
     assert theirs.step == ours.step == TOTAL_STEPS
     jax.tree.map(np.testing.assert_array_equal, theirs.parameters, ours.parameters)
-    figures = ("step", "loss", "grad_norm", "learning_rate")
+    figures = ("step", "loss", "grad_norm", "learning_rate", "spike_steps")
     assert [[e[f] for f in figures] for e in _lines(run)] == [
         [e[f] for f in figures] for e in _lines(undisturbed)
     ]
+    assert 0 < sum(entry["spike_steps"] for entry in _lines(run)) < TOTAL_STEPS / 2
 
 
 def test_a_finished_run_is_left_alone(dlm, train_arguments, undisturbed):

@@ -108,7 +108,7 @@ def test_a_profile_of_the_steps_asked_for(tmp_path):
     said = []
     profiler = StepProfiler(tmp_path, (2, 3), said.append)
     for step in range(1, 6):
-        profiler.before(step)
+        profiler.before(step, jnp.ones(1))
         profiler.after(step, jnp.sin(1.0))
         assert bool(said) == (step >= 3)
     profiler.close()
