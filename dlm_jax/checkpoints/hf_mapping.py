@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -65,12 +65,41 @@ class Row:
         outputs, inputs = slot_shape[self.input_axes :], slot_shape[: self.input_axes]
         return (math.prod(outputs), math.prod(inputs))
 
-    def to_slot(self, tensor: np.ndarray, slot_shape: tuple[int, ...]) -> np.ndarray:
-        """Lays a Hugging Face tensor out as our slot."""
-        return (tensor.T if self.input_axes else tensor).reshape(slot_shape)
+    def spans(self, slot_shape: tuple[int, ...], part: Sequence[range]) -> tuple[slice, ...]:
+        """Where in the tensor a part of the slot lies.
+
+        It is exact in the first of the axes that are joined in one of the tensor, and takes the
+        whole of the others; `to_part` cuts those.
+
+        Args:
+            slot_shape: of the whole slot.
+            part: the part, a range along each axis of the slot.
+        """
+        if self.input_axes is None:
+            return tuple(slice(along.start, along.stop) for along in part)
+        cut = self.input_axes
+        joined = [(slot_shape[cut:], part[cut:]), (slot_shape[:cut], part[:cut])]
+        spans = []
+        for sizes, ranges in joined[: 2 if cut else 1]:
+            each = math.prod(sizes[1:])
+            spans.append(slice(ranges[0].start * each, ranges[0].stop * each))
+        return tuple(spans)
+
+    def to_part(
+        self, tensor: np.ndarray, slot_shape: tuple[int, ...], part: Sequence[range]
+    ) -> np.ndarray:
+        """Lays the `spans` of a Hugging Face tensor out as that part of our slot."""
+        if self.input_axes is None:
+            return tensor
+        firsts = {0, self.input_axes}
+        shape = [len(r) if i in firsts else slot_shape[i] for i, r in enumerate(part)]
+        inside = [
+            slice(None) if i in firsts else slice(r.start, r.stop) for i, r in enumerate(part)
+        ]
+        return (tensor.T if self.input_axes else tensor).reshape(shape)[tuple(inside)]
 
     def to_tensor(self, slot: np.ndarray) -> np.ndarray:
-        """Lays our slot out as the Hugging Face tensor; the inverse of `to_slot`."""
+        """Lays our slot out as the Hugging Face tensor; the inverse of `to_part` of all of it."""
         shape = self.tensor_shape(slot.shape)
         return slot.reshape(shape[::-1]).T if self.input_axes else slot.reshape(shape)
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
 _HEAD_STANDARD_DEVIATION = 0.02
+# Of two large tables that are compared.
+_ROWS_AT_A_TIME = 8192
 _IGNORED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -59,32 +61,95 @@ class ImportReport:
         return "\n".join(lines) or "every tensor was used"
 
 
+@dataclasses.dataclass(frozen=True)
+class ForeignWeights:
+    """An encoder in a Hugging Face folder whose weights have been checked, and not read yet.
+
+    Attributes:
+        folder: the folder.
+        config: shape of the encoder.
+        report: what reading it does beyond copying.
+        seed: of the prediction head, where the folder has none.
+    """
+
+    folder: Path
+    config: EncoderConfig
+    report: ImportReport
+    seed: int
+
+    @classmethod
+    def find(cls, path: str | Path, *, seed: int = 0) -> ForeignWeights:
+        """Looks at the configuration, and at the name, shape and type of every tensor.
+
+        Args:
+            path: folder with `config.json` and `model.safetensors`, or
+                `model.safetensors.index.json` with its shards, in float32, float16 or bfloat16.
+            seed: of the prediction head, where the folder has none.
+
+        Raises:
+            UserError: when the folder is not a supported encoder, or its weights are incomplete,
+                damaged, of another shape than the configuration says, or not in safetensors.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder.")
+        config = read_config(folder / CONFIG)
+        with contextlib.ExitStack() as stack:
+            tensors = _Tensors(folder, stack)
+            config = _check_tying(config, tensors)
+            return cls(folder, config, _Reader(config, tensors, seed).check(), seed)
+
+    def read(self, abstract: Any) -> Parameters:
+        """Reads the weights onto devices; each host reads what its own devices hold.
+
+        Args:
+            abstract: the tree of `abstract_parameters` with a sharding in each leaf.
+
+        Returns:
+            The tree of float32 arrays.
+        """
+        with contextlib.ExitStack() as stack:
+            reader = _Reader(self.config, _Tensors(self.folder, stack), self.seed)
+
+            def place(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                # Replicas of a part are asked for one after the other.
+                known: dict[str, np.ndarray] = {}
+
+                def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                    assert index is not None
+                    if repr(index) not in known:
+                        known.clear()
+                        known[repr(index)] = reader.part(name, index)
+                    return known[repr(index)]
+
+                return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+            return jax.tree_util.tree_map_with_path(place, abstract)
+
+    def read_here(self) -> Parameters:
+        """Reads the weights as float32 numpy arrays."""
+        with contextlib.ExitStack() as stack:
+            reader = _Reader(self.config, _Tensors(self.folder, stack), self.seed)
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: reader.part(
+                    jax.tree_util.keystr(path, simple=True, separator="/"),
+                    tuple(slice(0, size) for size in leaf.shape),
+                ),
+                abstract_parameters(self.config),
+            )
+
+
 def import_folder(
     path: str | Path, *, seed: int = 0
 ) -> tuple[EncoderConfig, Parameters, ImportReport]:
-    """Reads an encoder from a Hugging Face folder, one tensor at a time.
-
-    Args:
-        path: folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json`
-            with its shards, in float32, float16 or bfloat16.
-        seed: of the prediction head, where the folder has none.
+    """Reads an encoder whole, one tensor at a time; arguments and errors as `ForeignWeights.find`.
 
     Returns:
         The configuration, the parameter tree as float32 numpy arrays, and what was done besides.
-
-    Raises:
-        UserError: when the folder is not a supported encoder, or its weights are incomplete,
-            damaged, of another shape than the configuration says, or not in safetensors.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder.")
-    config = read_config(folder / CONFIG)
-    with contextlib.ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
-        config = _check_tying(config, tensors)
-        parameters = _empty(config)
-        return config, parameters, _fill(config, parameters, tensors, seed)
+    found = ForeignWeights.find(path, seed=seed)
+    return found.config, found.read_here(), found.report
 
 
 class _Tensors:
@@ -107,8 +172,12 @@ class _Tensors:
         """The name in the file, which may be an old one."""
         return self._files[name][1]
 
-    def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one tensor in the dtype it is stored in, once its shape is the expected one."""
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Looks at the header of a tensor.
+
+        Raises:
+            UserError: it is missing, or of another shape or type than wanted.
+        """
         if name not in self._files:
             raise UserError(
                 f"{self.place} has no tensor {name!r}, which {CONFIG} calls for"
@@ -127,7 +196,11 @@ class _Tensors:
                 f"{self.place}: tensor {stored!r} is of type {part.get_dtype()}, which is none of "
                 f"{', '.join(_FLOATS)}."
             )
-        return handle.get_tensor(stored)
+
+    def read(self, name: str, spans: tuple[slice, ...]) -> np.ndarray:
+        """Reads a part of a tensor in the dtype it is stored in, and no other part of it."""
+        handle, stored = self._files[name]
+        return handle.get_slice(stored)[spans]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -181,14 +254,13 @@ def _check_tying(config: EncoderConfig, tensors: _Tensors) -> EncoderConfig:
     decoder = f"{FAMILIES[config.family].head}decoder.weight"
     embeddings = f"{_prefix(config, tensors)}embeddings.word_embeddings.weight"
     if config.tie_embeddings and decoder in tensors and embeddings in tensors:
-        shape = (config.vocab_size, config.embed_dim)
-        if not np.array_equal(tensors.read(decoder, shape), tensors.read(embeddings, shape)):
-            return dataclasses.replace(config, tie_embeddings=False)
+        for name in (decoder, embeddings):
+            tensors.check(name, (config.vocab_size, config.embed_dim))
+        for begin in range(0, config.vocab_size, _ROWS_AT_A_TIME):
+            rows = (slice(begin, min(begin + _ROWS_AT_A_TIME, config.vocab_size)),)
+            if not np.array_equal(tensors.read(decoder, rows), tensors.read(embeddings, rows)):
+                return dataclasses.replace(config, tie_embeddings=False)
     return config
-
-
-def _empty(config: EncoderConfig) -> Parameters:
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract_parameters(config))
 
 
 def _leaf(parameters: Parameters, path: str) -> Any:
@@ -202,26 +274,71 @@ def _layers(config: EncoderConfig, row: Row) -> Iterator[int | None]:
     yield from range(config.num_layers) if row.stacked else (None,)
 
 
-def _fill(
-    config: EncoderConfig, parameters: Parameters, tensors: _Tensors, seed: int
-) -> ImportReport:
-    prefix = _prefix(config, tensors)
-    head = FAMILIES[config.family].head
-    headless = not any(name.startswith(head) for name in tensors)
-    generator = np.random.default_rng(seed)
-    initialised, used = [], set()
-    for row in table(config):
-        leaf = _leaf(parameters, row.parameter)
-        if row.in_head and headless:
-            _initialise(row.parameter, leaf, generator)
-            initialised.append(row.parameter)
-            continue
-        for layer in _layers(config, row):
-            name = _stored_under(row, row.name(prefix, layer), tensors)
-            slot = row.slot(leaf if layer is None else leaf[layer])
-            slot[...] = row.to_slot(tensors.read(name, row.tensor_shape(slot.shape)), slot.shape)
-            used.add(name)
-    return ImportReport(tuple(initialised), _unused(config, prefix, tensors, used))
+class _Reader:
+    """Reads any part of any parameter out of a folder's tensors."""
+
+    def __init__(self, config: EncoderConfig, tensors: _Tensors, seed: int) -> None:
+        self._config, self._tensors = config, tensors
+        self._prefix = _prefix(config, tensors)
+        self._abstract = abstract_parameters(config)
+        head = FAMILIES[config.family].head
+        headless = not any(name.startswith(head) for name in tensors)
+        generator = np.random.default_rng(seed)
+        self._rows: dict[str, list[Row]] = {}
+        self._drawn: dict[str, np.ndarray] = {}
+        for row in table(config):
+            if row.in_head and headless:
+                shape = _leaf(self._abstract, row.parameter).shape
+                self._drawn[row.parameter] = _initial(row.parameter, shape, generator)
+            else:
+                self._rows.setdefault(row.parameter, []).append(row)
+
+    def check(self) -> ImportReport:
+        """Looks at the header of every tensor; reads none.
+
+        Raises:
+            UserError: a tensor is missing, of another shape or type, or has no place.
+        """
+        used = set()
+        for row in (row for rows in self._rows.values() for row in rows):
+            shape = row.tensor_shape(self._slot_shape(row))
+            for layer in _layers(self._config, row):
+                name = self._name(row, layer)
+                self._tensors.check(name, shape)
+                used.add(name)
+        unused = _unused(self._config, self._prefix, self._tensors, used)
+        return ImportReport(tuple(self._drawn), unused)
+
+    def part(self, parameter: str, index: tuple[slice, ...]) -> np.ndarray:
+        """float32 values of a parameter at an index, which has a slice for each axis."""
+        if parameter in self._drawn:
+            return self._drawn[parameter][index]
+        shape = _leaf(self._abstract, parameter).shape
+        ranges = [range(*along.indices(size)) for along, size in zip(index, shape)]
+        result = np.empty([len(along) for along in ranges], np.float32)
+        for row in self._rows[parameter]:
+            layers: Sequence[int | None] = ranges[0] if row.stacked else (None,)
+            inner, target = ranges[1:] if row.stacked else ranges, result
+            if row.part is not None:
+                if row.part not in inner[-3]:
+                    continue
+                target = result[..., inner[-3].index(row.part), :, :]
+                inner = [*inner[:-3], *inner[-2:]]
+            slot_shape = self._slot_shape(row)
+            spans = row.spans(slot_shape, inner)
+            for number, layer in enumerate(layers):
+                tensor = self._tensors.read(self._name(row, layer), spans)
+                slot = target if layer is None else target[number]
+                slot[...] = row.to_part(tensor, slot_shape, inner)
+        return result
+
+    def _name(self, row: Row, layer: int | None) -> str:
+        return _stored_under(row, row.name(self._prefix, layer), self._tensors)
+
+    def _slot_shape(self, row: Row) -> tuple[int, ...]:
+        shape = _leaf(self._abstract, row.parameter).shape
+        whole = np.broadcast_to(np.float32(0), shape[1:] if row.stacked else shape)
+        return row.slot(whole).shape
 
 
 def _stored_under(row: Row, name: str, tensors: _Tensors) -> str:
@@ -233,11 +350,10 @@ def _stored_under(row: Row, name: str, tensors: _Tensors) -> str:
     return name
 
 
-def _initialise(parameter: str, leaf: np.ndarray, generator: np.random.Generator) -> None:
+def _initial(parameter: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     if parameter.endswith("/kernel"):
-        leaf[...] = generator.normal(0.0, _HEAD_STANDARD_DEVIATION, leaf.shape)
-    else:
-        leaf[...] = 1.0 if parameter.endswith("/scale") else 0.0
+        return generator.normal(0.0, _HEAD_STANDARD_DEVIATION, shape).astype(np.float32)
+    return np.full(shape, 1.0 if parameter.endswith("/scale") else 0.0, np.float32)
 
 
 def _unused(

@@ -3,7 +3,9 @@ to make a run folder of one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,46 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundModel:
+    """A model whose weights have not been read yet.
+
+    Attributes:
+        description: its shape and history.
+        vocabulary: its tokenizer.
+        read: reads the float32 tree onto a tree of abstract leaves with shardings; no device ever
+            holds more of it than its sharding says. Raises a `UserError` where it is damaged. In a
+            run of several processes all must call it.
+        step: training step of the checkpoint; None for foreign weights.
+        notes: sentences on what the import has to make up or leave out.
+    """
+
+    description: ModelDescription
+    vocabulary: Vocabulary
+    read: Callable[[Any], Any]
+    step: int | None = None
+    notes: tuple[str, ...] = ()
+
+
 def load_model(
     source: str | Path, *, step: int | None = None, vocabulary: str | None = None, seed: int = 0
 ) -> LoadedModel:
-    """Reads a model.
+    """Reads a model onto the first device; arguments and errors as `find_model`."""
+    found = find_model(source, step=step, vocabulary=vocabulary, seed=seed)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        encoder.abstract_parameters(found.description.config),
+    )
+    return LoadedModel(
+        found.description, found.vocabulary, found.read(abstract), found.step, found.notes
+    )
+
+
+def find_model(
+    source: str | Path, *, step: int | None = None, vocabulary: str | None = None, seed: int = 0
+) -> FoundModel:
+    """Finds a model, and looks at all of it but the weights.
 
     Args:
         source: a run folder, `<run>/checkpoints/<step>`, a Hugging Face folder, 'hf:org/name' or
@@ -54,12 +92,12 @@ def load_model(
     """
     path = Path(source)
     if path.name.isdigit() and path.parent.name == "checkpoints":
-        return _from_run(RunFolder(path.parent.parent), int(path.name))
+        return _of_run(RunFolder(path.parent.parent), int(path.name))
     if RunFolder(path).is_run:
-        return _from_run(RunFolder(path), step)
+        return _of_run(RunFolder(path), step)
     if step is not None:
         raise UserError(f"step {step} was asked for, but {source} is not a run folder")
-    return _from_hugging_face(str(source), vocabulary, seed)
+    return _of_hugging_face(str(source), vocabulary, seed)
 
 
 def save_model(model: LoadedModel, run_dir: str | Path) -> None:
@@ -75,31 +113,30 @@ def save_model(model: LoadedModel, run_dir: str | Path) -> None:
     folder.describe(model.description, model.vocabulary)
 
 
-def _from_run(folder: RunFolder, step: int | None) -> LoadedModel:
+def _of_run(folder: RunFolder, step: int | None) -> FoundModel:
     description = folder.description()
     vocabulary = load_vocabulary(folder.vocabulary)
-    manager = CheckpointManager(folder.checkpoints)
-    try:
-        chosen = manager.latest_step() if step is None else step
-        if chosen is None:
-            raise UserError(f"run {folder.path} has no finished checkpoint yet")
-        abstract = encoder.abstract_parameters(description.config)
-        on_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_device), abstract
-        )
-        parameters = manager.restore_parameters(chosen, abstract)
-    finally:
-        manager.close()
-    return LoadedModel(description, vocabulary, parameters, chosen)
+    if step is None:
+        with contextlib.closing(CheckpointManager(folder.checkpoints)) as manager:
+            step = manager.latest_step()
+    if step is None:
+        raise UserError(f"run {folder.path} has no finished checkpoint yet")
+    chosen = step
+
+    def read(abstract: Any) -> Any:
+        with contextlib.closing(CheckpointManager(folder.checkpoints)) as manager:
+            return manager.restore_parameters(chosen, abstract)
+
+    return FoundModel(description, vocabulary, read, chosen)
 
 
-def _from_hugging_face(source: str, vocabulary: str | None, seed: int) -> LoadedModel:
+def _of_hugging_face(source: str, vocabulary: str | None, seed: int) -> FoundModel:
     folder = sources.resolve(source)
     if not (folder / "config.json").is_file():
         raise UserError(f"{source} is neither a run folder (model.json) nor a Hugging Face one")
     tokenizer = load_vocabulary(sources.resolve(vocabulary) if vocabulary else folder)
-    config, parameters, report = huggingface.import_folder(folder, seed=seed)
+    weights = huggingface.ForeignWeights.find(folder, seed=seed)
+    config, report = weights.config, weights.report
     if tokenizer.size > config.vocab_size:
         raise UserError(
             f"{source} has {config.vocab_size} token embeddings, fewer than the {tokenizer.size} "
@@ -113,4 +150,4 @@ def _from_hugging_face(source: str, vocabulary: str | None, seed: int) -> Loaded
     if report.ignored:
         notes.append(f"left out of {source}: {', '.join(report.ignored)}")
     description = ModelDescription(config=config, origin=source)
-    return LoadedModel(description, tokenizer, parameters, None, tuple(notes))
+    return FoundModel(description, tokenizer, weights.read, None, tuple(notes))

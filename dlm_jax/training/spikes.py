@@ -18,12 +18,12 @@ class Recent(NamedTuple):
     Attributes:
         losses: float32 [window], in a ring.
         norms: float32 [window], of the gradients, in the same ring.
-        count: int32 [], steps that have been noted.
+        seen: int32 [], steps that have been noted.
     """
 
     losses: jax.Array
     norms: jax.Array
-    count: jax.Array
+    seen: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,27 +69,27 @@ class SkipSpikes:
         Returns:
             Whether the step is a spike, bool [], and the recent steps with it.
         """
-        known = jnp.minimum(recent.count, self.window)
+        known = jnp.minimum(recent.seen, self.window)
         limits = [self._limit(values, known) for values in (recent.losses, recent.norms)]
         enough = known >= self.window // 2
         spike = finite & enough & ((loss > limits[0]) | (norm > limits[1]))
 
         def note(values: jax.Array, value: jax.Array, limit: jax.Array) -> jax.Array:
             value = jnp.where(enough, jnp.minimum(value, limit), value)
-            return values.at[recent.count % self.window].set(value)
+            return values.at[recent.seen % self.window].set(value)
 
         noted = Recent(
             note(recent.losses, loss, limits[0]),
             note(recent.norms, norm, limits[1]),
-            recent.count + 1,
+            recent.seen + 1,
         )
         return spike, jax.tree.map(lambda new, old: jnp.where(finite, new, old), noted, recent)
 
     def _limit(self, values: jax.Array, known: jax.Array) -> jax.Array:
-        seen = jnp.arange(self.window) < known
+        filled = jnp.arange(self.window) < known
         count = jnp.maximum(known, 1)
-        mean = jnp.sum(values, where=seen) / count
-        variance = jnp.sum((values - mean) ** 2, where=seen) / count
+        mean = jnp.sum(values, where=filled) / count
+        variance = jnp.sum((values - mean) ** 2, where=filled) / count
         return mean + self.factor * jnp.sqrt(variance)
 
     def to_json(self, recent: Recent) -> dict[str, Any]:
@@ -104,7 +104,8 @@ class SkipSpikes:
         """
         values = jax.device_get(self.empty())
         if saved is not None and len(saved["losses"]) == self.window:
-            values = Recent(*(np.asarray(saved[n], v.dtype) for n, v in values._asdict().items()))
+            named = values._asdict().items()
+            values = Recent(**{name: np.asarray(saved[name], old.dtype) for name, old in named})
         return jax.tree.map(
             lambda value, leaf: jax.make_array_from_callback(
                 value.shape, leaf.sharding, lambda index: value[index]

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 
@@ -18,6 +17,9 @@ from dlm_jax.training.sharding import abstract_state, placed_parameters, shardin
 from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.state import TrainState
 from dlm_jax.training.step import Loss, Step, denoising_loss, make_step
+
+Weights = Callable[[Any], Any]
+"""Reads parameters onto a tree of abstract leaves with shardings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,9 @@ class Stage:
 
     def saved(self, state: TrainState) -> dict[str, Any]:
         """JSON that belongs to a checkpoint of the state beside its arrays; waits for its step."""
-        return {} if self.spikes is None else {"recent": self.spikes.to_json(state.recent)}
+        if self.spikes is None or state.recent is None:
+            return {}
+        return {"recent": self.spikes.to_json(state.recent)}
 
     def resumed(self, model: Any, training: dict[str, Any], saved: dict[str, Any]) -> TrainState:
         """The state of a checkpoint.
@@ -98,7 +102,7 @@ class Stage:
             saved: what `saved` gave.
         """
         state = self.abstract.filled(model, training)
-        if self.spikes is None:
+        if self.spikes is None or self.abstract.recent is None:
             return state
         recent = self.spikes.from_json(saved.get("recent"), self.abstract.recent)
         return state._replace(recent=recent)
@@ -106,7 +110,7 @@ class Stage:
 
 def adaptation(
     config: EncoderConfig,
-    weights: Any,
+    weights: Weights | None,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
@@ -121,7 +125,7 @@ def adaptation(
 
     Args:
         config: shape of the encoder.
-        weights: its parameters on this host; None = random ones.
+        weights: reads its parameters; None = random ones.
         objective: draws the noise and weighs the losses.
         optimizer: the optax transformation.
         mesh: of the run.
@@ -145,28 +149,21 @@ def adaptation(
     )
 
 
-def first_parameters(config: EncoderConfig, weights: Any, abstract: Any, seed: int) -> Any:
+def first_parameters(
+    config: EncoderConfig, weights: Weights | None, abstract: Any, seed: int
+) -> Any:
     """An encoder's parameters on their shardings.
 
     Args:
         config: its shape.
-        weights: arrays on this host; None = random ones.
+        weights: reads them; None = random ones.
         abstract: abstract leaves with the shardings.
         seed: of random weights.
     """
-    shardings = shardings_of(abstract)
-    if weights is None:
+    if weights is not None:
+        return weights(abstract)
 
-        def initialise() -> Any:
-            return encoders.parameters(encoders.Encoder(config, rngs=nnx.Rngs(seed)))
+    def initialise() -> Any:
+        return encoders.parameters(encoders.Encoder(config, rngs=nnx.Rngs(seed)))
 
-        return jax.jit(initialise, out_shardings=shardings)()
-    if jax.process_count() == 1:
-        return jax.device_put(weights, shardings)
-    return jax.tree.map(_from_every_host, weights, shardings)
-
-
-def _from_every_host(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
-    """A global array of which each host has read the whole."""
-    whole = np.asarray(leaf)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    return jax.jit(initialise, out_shardings=shardings_of(abstract))()

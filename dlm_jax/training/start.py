@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from dlm_jax.checkpoints.loading import load_model
+from dlm_jax.checkpoints.loading import find_model
 from dlm_jax.checkpoints.run_folder import RunFolder
 from dlm_jax.data.vocabularies import Vocabulary, load_vocabulary
 from dlm_jax.errors import UserError
@@ -19,14 +20,15 @@ class Start:
     Attributes:
         config: its shape.
         vocabulary: its tokenizer.
-        parameters: its weights, float32 on this host; None where they are new or resumed.
+        read: reads its weights onto abstract leaves with shardings (`FoundModel.read`); None where
+            they are new or resumed.
         origin: where the first weights of the run came from.
         notes: sentences on what the import had to make up or leave out.
     """
 
     config: EncoderConfig
     vocabulary: Vocabulary
-    parameters: Any
+    read: Callable[[Any], Any] | None
     origin: str
     notes: tuple[str, ...] = ()
 
@@ -64,11 +66,9 @@ class Start:
                     "train.model and train.initial_checkpoint are both set: the checkpoint brings "
                     "its own shape"
                 )
-            loaded = load_model(initial_checkpoint, vocabulary=vocabulary, seed=seed)
-            config = dataclasses.replace(loaded.description.config, **overrides)
-            return cls(
-                config, loaded.vocabulary, loaded.parameters, initial_checkpoint, loaded.notes
-            )
+            found = find_model(initial_checkpoint, vocabulary=vocabulary, seed=seed)
+            config = dataclasses.replace(found.description.config, **overrides)
+            return cls(config, found.vocabulary, found.read, initial_checkpoint, found.notes)
         if model is None or vocabulary is None:
             raise UserError(
                 "train needs initial_checkpoint (weights to start from), or model and vocabulary "

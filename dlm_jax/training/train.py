@@ -167,7 +167,7 @@ def train(
             )
             stage = adaptation(
                 start.config,
-                start.parameters,
+                start.read,
                 built,
                 optimizer.build(total_steps),
                 device_mesh,

@@ -114,7 +114,7 @@ def test_the_limit_is_the_mean_and_the_deviations_of_the_window():
         assert bool(found) == expected
         if finite:
             kept.append((loss, norm))
-    assert int(recent.count) == 39
+    assert int(recent.seen) == 39
 
 
 def test_a_loss_that_has_risen_for_good_is_accepted():
