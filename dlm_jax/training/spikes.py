@@ -102,14 +102,13 @@ class SkipSpikes:
         A checkpoint that was saved without the rule, or with another window, begins a new one: it
         can be switched on for a run that already goes on.
         """
-        values = jax.device_get(self.empty())
-        if saved is not None and len(saved["losses"]) == self.window:
-            named = values._asdict().items()
-            values = Recent(**{name: np.asarray(saved[name], old.dtype) for name, old in named})
-        return jax.tree.map(
-            lambda value, leaf: jax.make_array_from_callback(
-                value.shape, leaf.sharding, lambda index: value[index]
-            ),
-            values,
-            abstract,
-        )
+        known = saved if saved is not None and len(saved["losses"]) == self.window else None
+
+        def place(name: str, leaf: jax.Array) -> jax.Array:
+            value = np.zeros(leaf.shape) if known is None else np.asarray(known[name])
+            value = value.astype(leaf.dtype)
+            return jax.make_array_from_callback(
+                leaf.shape, leaf.sharding, lambda index: value[index]
+            )
+
+        return Recent(*(place(name, leaf) for name, leaf in abstract._asdict().items()))
