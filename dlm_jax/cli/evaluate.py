@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     The modules that the run was trained with are imported again, so its tasks are known.
     """
     from dlm_jax import config
+    from dlm_jax.evaluation.run_records import SPREADS
 
     folder = Path(arguments.run_dir)
     if not (folder / "model.json").is_file():
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     for split, figures in results.items():
         print(split)
         for name, value in figures.items():
-            if not name.endswith(("_se", "_low", "_high")):
+            if not name.endswith(SPREADS):
                 error, low = figures.get(f"{name}_se"), figures.get(f"{name}_low")
                 spread = f" ± {error:.4f}" if error else ""
                 interval = "" if low is None else f" [{low:.4f}, {figures[f'{name}_high']:.4f}]"

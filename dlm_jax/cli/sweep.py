@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         RunError: a cell failed; the others were computed all the same.
     """
     from dlm_jax import config
+    from dlm_jax.evaluation.sweep import check_tasks
 
     if arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}, and must be 1 or more")
@@ -73,6 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     config.record(checked, folder, RECORD)
     missing = [cell for cell in cells if sweep.result(cell) is None]
+    if arguments.engine != "report":
+        check_tasks(missing)
     command = _command(folder.resolve(), arguments.modules)
     if arguments.engine == "slurm":
         _write_slurm(folder.resolve(), command, missing, arguments.jobs)

@@ -288,14 +288,14 @@ def evaluation_figure(stage: Stage, index: int) -> Figure | None:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """First and last value of a task's figure in a stage, with standard errors or NaN."""
+    """First and last value of a task's figure in a stage, each with its interval or NaN."""
 
     stage: str
     task: str
     first_step: int
     last_step: int
-    first: tuple[float, float]
-    last: tuple[float, float]
+    first: tuple[float, tuple[float, float]]
+    last: tuple[float, tuple[float, float]]
 
 
 def _changes(stages: Sequence[Stage], name: str) -> list[Change]:
@@ -310,19 +310,20 @@ def _changes(stages: Sequence[Stage], name: str) -> list[Change]:
                         task,
                         curve.steps[0],
                         curve.steps[-1],
-                        (curve.values[0], curve.errors[0]),
-                        (curve.values[-1], curve.errors[-1]),
+                        (curve.values[0], curve.intervals[0]),
+                        (curve.values[-1], curve.intervals[-1]),
                     )
                 )
     return found
 
 
-def _error_bar(value: float, error: float, upper: float | None) -> list[list[float]]:
-    """Returns the lengths [[below], [above]] of a 95% interval, kept within the scale."""
-    length = 1.96 * error if math.isfinite(error) else 0.0
-    if upper is None:
-        return [[length], [length]]
-    return [[max(0.0, min(length, value))], [max(0.0, min(length, upper - value))]]
+def error_bar(value: float, interval: tuple[float, float]) -> list[list[float]]:
+    """Returns the lengths [[below], [above]] of an interval around a value; 0 for NaN."""
+    low, high = interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return [[0.0], [0.0]]
+    # The interval of a resampled figure may leave the figure itself out by a hair.
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, staged: bool) -> None:
@@ -335,7 +336,7 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
             axes.errorbar(
                 change.first[0],
                 height,
-                xerr=_error_bar(*change.first, measured.upper),
+                xerr=error_bar(*change.first),
                 fmt="o",
                 markersize=7,
                 markerfacecolor=PAPER,
@@ -346,7 +347,7 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
         axes.errorbar(
             change.last[0],
             height,
-            xerr=_error_bar(*change.last, measured.upper),
+            xerr=error_bar(*change.last),
             fmt="o",
             markersize=7,
             color=SERIES_COLORS[0],

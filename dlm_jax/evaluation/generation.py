@@ -172,8 +172,9 @@ def judge(
     """Applies metrics to predictions.
 
     Returns:
-      (figures, per_example): the corpus figures, with `<name>_se` the bootstrap standard error
-      of those of `evaluation.metrics`; and for each example those that are a mean of examples.
+      (figures, per_example): the corpus figures, with the bootstrap standard error `<name>_se` and
+      95% interval `<name>_low` to `<name>_high` of those of `evaluation.metrics`; and for each
+      example those that are a mean of examples.
 
     Raises:
       UserError: a metric fails, or does not return named figures.
@@ -195,6 +196,7 @@ def judge(
             if len(predictions) > 1:
                 interval = metrics_lib.bootstrap_interval(entry.per_example, entry.figure)
                 figures[f"{name}_se"] = interval.standard_error
+                figures[f"{name}_low"], figures[f"{name}_high"] = interval.low, interval.high
             if entry.per_example.shape[1] == 1:
                 for row, statistic in zip(per_example, entry.per_example[:, 0]):
                     row[name] = float(statistic)
@@ -282,7 +284,7 @@ def evaluate_generation(
       progress: called with (examples done, examples in all) after each batch.
 
     Returns:
-      The figures of the metrics with `<figure>_se` (see `judge`), `score` (mean log-probability,
+      The figures of the metrics with their spread (see `judge`), `score` (mean log-probability,
       nats a token), `nfe` (mean denoiser evaluations), and `n`, the number of examples.
 
     Raises:

@@ -101,6 +101,18 @@ def format_value(value: float, error: float = math.nan, *, digits: int | None = 
     return f"{text} ± {error:.{digits}f}" if math.isfinite(error) else text
 
 
+def measured_cell(line: Mapping[str, Any], name: str) -> str:
+    """Returns the HTML of a figure with its standard error and, below them, its 95% interval."""
+    value, error = number(line.get(name)), number(line.get(f"{name}_se"))
+    text = format_value(value, error)
+    low, high = (number(line.get(f"{name}_{end}")) for end in ("low", "high"))
+    if not (math.isfinite(value) and math.isfinite(low) and math.isfinite(high)):
+        return text
+    digits = len(text.split(" ")[0].partition(".")[2])
+    ends = f"{format_value(low, digits=digits)}, {format_value(high, digits=digits)}"
+    return f'{text}<br><span class="small quiet">[{ends}]</span>'
+
+
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

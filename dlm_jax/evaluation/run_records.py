@@ -13,6 +13,8 @@ from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation.json_lines import read_json_lines
 
 EVALUATION_PREFIX = "eval/"
+# What is beside a figure says how sure it is: its standard error and the ends of its interval.
+SPREADS = ("_se", "_low", "_high")
 # Axes add and subtract their ends, which must not overflow.
 _LARGEST = 1e300
 
@@ -90,11 +92,19 @@ VERDICTS = ("exact_match", "numeric_answer", "option_accuracy", "final_answer")
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A figure along training: steps and values [points], standard errors or NaN [points]."""
+    """A figure along training, each list [points].
+
+    Attributes:
+      steps: of training.
+      values: of the figure.
+      errors: standard errors, or NaN.
+      intervals: (low, high) of 95%, or (NaN, NaN).
+    """
 
     steps: list[int]
     values: list[float]
     errors: list[float]
+    intervals: list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,16 +169,30 @@ def number(value: Any) -> float:
 
 def series(lines: Iterable[Mapping[str, Any]], name: str) -> Series:
     """Returns the finite values of a figure in ascending lines of metrics."""
-    found = [
-        (int(line["step"]), number(line.get(name)), number(line.get(f"{name}_se")))
-        for line in lines
-    ]
-    finite = [point for point in found if math.isfinite(point[1])]
+    finite = [line for line in lines if math.isfinite(number(line.get(name)))]
     return Series(
-        steps=[step for step, _, _ in finite],
-        values=[value for _, value, _ in finite],
-        errors=[error for _, _, error in finite],
+        steps=[int(line["step"]) for line in finite],
+        values=[number(line[name]) for line in finite],
+        errors=[number(line.get(f"{name}_se")) for line in finite],
+        intervals=[interval(line, name) for line in finite],
     )
+
+
+def interval(line: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """Returns the ends of a figure's 95% interval, or (NaN, NaN).
+
+    Those that were measured (`<name>_low`, `<name>_high`), else 1.96 standard errors to each side
+    within the scale of the figure.
+    """
+    low, high = number(line.get(f"{name}_low")), number(line.get(f"{name}_high"))
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    value, error = number(line.get(name)), number(line.get(f"{name}_se"))
+    if not (math.isfinite(value) and math.isfinite(error)):
+        return math.nan, math.nan
+    upper = quantity(name).upper
+    low, high = value - 1.96 * error, value + 1.96 * error
+    return (low, high) if upper is None else (max(0.0, low), min(upper, high))
 
 
 def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -177,7 +201,7 @@ def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
         name
         for line in lines
         for name, value in line.items()
-        if math.isfinite(number(value)) and not name.endswith(("_se", "_low", "_high"))
+        if math.isfinite(number(value)) and not name.endswith(SPREADS)
     }
     present -= {"step", "n", "seconds", "time", "maskable_tokens", "answers_right"}
     order = list(QUANTITIES)

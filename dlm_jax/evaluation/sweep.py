@@ -17,18 +17,20 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dlm_jax.checkpoints.loading import LoadedModel, load_model
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.checkpoints.run_folder import RunFolder
+from dlm_jax.data.few_shot import name_with_shots
+from dlm_jax.data.tasks import get_task
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation.evaluators import GenerationEvaluator
 from dlm_jax.models.encoder import from_parameters
 from dlm_jax.training.evaluators import Evaluator
 
-_RESULT, _FAILURE = "result.json", "failure.json"
-_FORMAT = 1
+_RESULT, _FAILURE, _ATTEMPTS = "result.json", "failure.json", "attempts"
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Cell:
     Attributes:
         model: run folder or other source of weights.
         step: of the checkpoint; None for foreign weights.
-        task: name.
-        settings: the values of the grid in this cell, by field of the evaluator.
+        task: as the sweep names it; that of the evaluator has its demonstrations in its name.
+        settings: where the cell stands on the axes: demonstrations as `shots`, and the values of
+            the grid by field of the evaluator.
         evaluator: with the task and the settings filled in.
     """
 
@@ -68,14 +71,17 @@ class CellResult:
     Attributes:
         cell: which.
         parameters: of the model, tokens' rows included.
-        figures: by name; `<name>_se` is a standard error.
+        tasks: figures by name for the task, or for each member of a mixture; `<name>_se` is a
+            standard error, `<name>_low` and `<name>_high` are the ends of an interval.
         seconds: wall time of the evaluation, compilation included.
+        attempts: how often it was begun.
     """
 
     cell: Cell
     parameters: int
-    figures: Mapping[str, float]
+    tasks: Mapping[str, Mapping[str, float]]
     seconds: float
+    attempts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,11 @@ class Sweep:
     Attributes:
         run_dir: folder of the sweep.
         models: run folders, checkpoints of them (`<run>/checkpoints/<step>`), or other sources.
+        checkpoints: 'newest' or 'all' of each run, or steps that each of them has. A model that is
+            named by its checkpoint, or is no run, has no other.
         tasks: names of tasks; empty = what each model was trained on.
+        shots: numbers of demonstrations to try (`few_shot.name_with_shots`); empty = the tasks as
+            they are named.
         grid: for fields of the evaluator, the values to try; every combination is a cell.
         evaluator: what measures, with the settings that all cells share.
 
@@ -96,6 +106,8 @@ class Sweep:
     run_dir: str | Path
     models: Sequence[str]
     tasks: Sequence[str] = ()
+    shots: Sequence[int] = ()
+    checkpoints: Sequence[int] | Literal["newest", "all"] = "newest"
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     evaluator: Evaluator = GenerationEvaluator()
 
@@ -103,6 +115,13 @@ class Sweep:
         if not self.models:
             raise UserError("sweep.models is empty: name the run folders to compare")
         fields = [field.name for field in dataclasses.fields(_dataclass(self.evaluator))]
+        if self.checkpoints not in ("newest", "all") and (
+            isinstance(self.checkpoints, str) or not self.checkpoints
+        ):
+            raise UserError(
+                f"sweep.checkpoints is {self.checkpoints!r}, and must be 'newest', 'all' or steps"
+                f"{nearest(str(self.checkpoints), ('newest', 'all'))}"
+            )
         for name, values in self.grid.items():
             if name not in fields or name == "task":
                 where = type(self.evaluator).__name__
@@ -114,20 +133,25 @@ class Sweep:
                 raise UserError(f"sweep.grid[{name!r}] is {values!r}, and must be a list of values")
 
     def cells(self) -> list[Cell]:
-        """Every cell, model by model.
+        """Every cell, model by model and checkpoint by checkpoint.
 
         Raises:
-            UserError: a model has no checkpoint, or no task is named for it.
+            UserError: a model has no such checkpoint, no task is named for it, or a task is not
+                registered with so many demonstrations.
         """
         found = []
         for model in self.models:
-            step, trained_on = _checkpoint(model)
+            steps, trained_on = _checkpoints(model, self.checkpoints)
             tasks = self.tasks or ([trained_on] if trained_on else [])
             if not tasks:
                 raise UserError(f"sweep.tasks is empty, and {model} was not trained on a task")
-            for task, values in itertools.product(tasks, itertools.product(*self.grid.values())):
+            axes = [steps, tasks, self.shots or [None], *self.grid.values()]
+            for step, task, shots, *values in itertools.product(*axes):
                 settings = dict(zip(self.grid, values, strict=True))
-                evaluator = dataclasses.replace(_dataclass(self.evaluator), task=task, **settings)
+                name = task if shots is None else name_with_shots(task, shots)
+                evaluator = dataclasses.replace(_dataclass(self.evaluator), task=name, **settings)
+                if shots is not None:
+                    settings = {"shots": shots, **settings}
                 found.append(Cell(model, step, task, settings, evaluator))
         return found
 
@@ -146,19 +170,49 @@ class Sweep:
             return None
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
-            figures = {name: _number(value) for name, value in saved["figures"].items()}
-            return CellResult(cell, int(saved["parameters"]), figures, float(saved["seconds"]))
+            tasks = {
+                task: {name: _number(value) for name, value in figures.items()}
+                for task, figures in saved["tasks"].items()
+            }
+            return CellResult(
+                cell, int(saved["parameters"]), tasks, float(saved["seconds"]), self.attempts(cell)
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{file} is damaged ({error!r}): remove it, and the cell is computed again"
             ) from error
 
+    def attempts(self, cell: Cell) -> int:
+        """How often a cell was begun, by whatever process."""
+        file = self.folder(cell).path / _ATTEMPTS
+        return len(file.read_text(encoding="utf-8")) if file.is_file() else 0
+
+    def begin(self, cell: Cell) -> None:
+        """Counts an attempt, and forgets why an earlier one failed."""
+        folder = self.folder(cell).path
+        folder.mkdir(parents=True, exist_ok=True)
+        # One byte each: appended whole or not at all, whoever else counts at the same time.
+        with (folder / _ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write("|")
+        (folder / _FAILURE).unlink(missing_ok=True)
+
     def failure(self, cell: Cell) -> str | None:
-        """Why the last try of an unfinished cell failed, in a sentence; None if it did not."""
-        file = self.folder(cell).path / _FAILURE
-        if self.result(cell) is not None or not file.is_file():
+        """Why the last try of an unfinished cell came to nothing; None if none was begun."""
+        folder = self.folder(cell).path
+        attempts = self.attempts(cell)
+        if (folder / _RESULT).is_file() or not attempts:
             return None
-        return str(json.loads(file.read_text(encoding="utf-8"))["error"])
+        times = f" (tried {attempts} times)" if attempts > 1 else ""
+        file = folder / _FAILURE
+        if not file.is_file():
+            return f"begun, and not finished: killed, or still running{times}"
+        return f"{json.loads(file.read_text(encoding='utf-8'))['error']}{times}"
+
+
+def check_tasks(cells: Sequence[Cell]) -> None:
+    """Raises a UserError if a task of the cells is not registered, before any is computed."""
+    for name in dict.fromkeys(_dataclass(cell.evaluator).task for cell in cells):
+        get_task(name)
 
 
 def run_cells(
@@ -179,6 +233,7 @@ def run_cells(
         loaded: LoadedModel | None = None
         for cell in group:
             folder = sweep.folder(cell)
+            sweep.begin(cell)
             try:
                 loaded = loaded or load_model(source[0], step=_step_argument(*source))
                 result = _measure(cell, loaded, folder)
@@ -191,7 +246,6 @@ def run_cells(
                 say(f"{cell}: failed: {reason}")
                 continue
             folder.write_text(_RESULT, json.dumps(result, indent=1) + "\n")
-            (folder.path / _FAILURE).unlink(missing_ok=True)
             say(f"{cell}: done in {result['seconds']:.1f} s")
     return failed
 
@@ -201,37 +255,47 @@ def _measure(cell: Cell, loaded: LoadedModel, folder: RunFolder) -> dict[str, An
     description = loaded.description
     denoiser = from_parameters(description.config, loaded.parameters)
     found = cell.evaluator(denoiser, loaded.vocabulary, description, folder, cell.step or 0)
-    # A mixture gives figures for each of its members.
-    several = len(found) > 1
-    figures = {
-        f"{split.removeprefix('eval/')}/{name}" if several else name: value
+    # A mixture gives figures for each of its members; one task keeps the name that it has here.
+    tasks = {
+        cell.task if len(found) == 1 else split.removeprefix("eval/"): {
+            # JSON has no NaN.
+            name: value if math.isfinite(value) else None
+            for name, value in values.items()
+        }
         for split, values in found.items()
-        for name, value in values.items()
     }
     return {
         "format": _FORMAT,
         "cell": {"model": cell.model, "step": cell.step, **_values(cell.evaluator)},
         "parameters": description.config.num_parameters(),
-        # JSON has no NaN.
-        "figures": {k: v if math.isfinite(v) else None for k, v in figures.items()},
+        "tasks": tasks,
         "seconds": round(time.monotonic() - began, 3),
     }
 
 
-def _checkpoint(model: str) -> tuple[int | None, str | None]:
-    """Step of the checkpoint that a source names, and the task that it was trained on."""
+def _checkpoints(
+    model: str, wanted: Sequence[int] | str
+) -> tuple[list[int] | list[None], str | None]:
+    """Steps of the checkpoints of a source to evaluate, and the task that it was trained on."""
     path = Path(model)
     if path.name.isdigit() and path.parent.name == "checkpoints":
-        return int(path.name), RunFolder(path.parent.parent).description().task
+        return [int(path.name)], RunFolder(path.parent.parent).description().task
     folder = RunFolder(path)
     if not folder.is_run:
-        return None, None
+        return [None], None
     manager = CheckpointManager(folder.checkpoints)
-    step = manager.latest_step()
+    there = manager.steps()
     manager.close()
-    if step is None:
+    if not there:
         raise UserError(f"run {model} has no finished checkpoint yet")
-    return step, folder.description().task
+    steps = there if wanted == "all" else [there[-1]] if wanted == "newest" else list(wanted)
+    for step in steps:
+        if step not in there:
+            raise UserError(
+                f"sweep.checkpoints names step {step}, of which run {model} has no checkpoint; it "
+                f"has {', '.join(map(str, there))}"
+            )
+    return [int(step) for step in steps], folder.description().task
 
 
 def _step_argument(model: str, step: int | None) -> int | None:

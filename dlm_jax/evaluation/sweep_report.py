@@ -7,20 +7,23 @@ import html
 import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation import figures as figures_lib
-from dlm_jax.evaluation.figures import MARKERS, SERIES_COLORS, Figure
-from dlm_jax.evaluation.report_page import figure_element, format_value, page, row_of, section
-from dlm_jax.evaluation.run_records import figure_names, quantity
+from dlm_jax.evaluation.report_page import (
+    figure_element,
+    format_value,
+    measured_cell,
+    page,
+    row_of,
+    section,
+)
+from dlm_jax.evaluation.run_records import SPREADS
+from dlm_jax.evaluation.scaling_figures import ORACLE, Row, rows_of, scaling_figures
 from dlm_jax.evaluation.sweep import CellResult, Sweep
 
 TABLE_CSV, TABLE_MARKDOWN, PAGE = "table.csv", "table.md", "report.html"
-
-Axis = Callable[[CellResult], float]
 
 
 def write_sweep_report(sweep: Sweep) -> Path:
@@ -32,13 +35,13 @@ def write_sweep_report(sweep: Sweep) -> Path:
     Raises:
         UserError: a result is damaged, or the folder cannot be written.
     """
-    cells = sweep.cells()
-    results = [result for cell in cells if (result := sweep.result(cell)) is not None]
-    unfinished = [
-        (str(cell), sweep.failure(cell) or "not computed yet")
-        for cell in cells
-        if sweep.result(cell) is None
-    ]
+    results, unfinished = [], []
+    for cell in sweep.cells():
+        result = sweep.result(cell)
+        if result is None:
+            unfinished.append((str(cell), sweep.failure(cell) or "not computed yet"))
+        else:
+            results.append(result)
     folder = Path(sweep.run_dir)
     files = {
         TABLE_CSV: csv_table(results).encode(),
@@ -57,53 +60,91 @@ def write_sweep_report(sweep: Sweep) -> Path:
 
 
 def csv_table(results: Sequence[CellResult]) -> str:
-    """One line a cell with every figure and standard error in a column of its own."""
-    settings, figures = _setting_names(results), _figure_columns(results)
+    """One line a cell and task; figures, standard errors and intervals in columns of their own."""
+    rows = rows_of(results)
+    settings = _setting_names(rows)
+    figures = list(dict.fromkeys(name for row in rows for name in row.figures))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "parameters", "step", "task", *settings, *figures, "seconds"])
-    for result in results:
-        cell = result.cell
+    writer.writerow(
+        ["model", "parameters", "step", "task", *settings, *figures, "seconds", "attempts"]
+    )
+    for row in rows:
+        cell = row.result.cell
         step = "" if cell.step is None else cell.step
         values = [cell.settings.get(name, "") for name in settings]
-        measured = [result.figures.get(name, "") for name in figures]
+        measured = [row.figures.get(name, "") for name in figures]
+        spent = [row.result.seconds, row.result.attempts]
         writer.writerow(
-            [cell.model, result.parameters, step, cell.task, *values, *measured, result.seconds]
+            [cell.model, row.result.parameters, step, row.task, *values, *measured, *spent]
         )
     return text.getvalue()
 
 
 def markdown_table(results: Sequence[CellResult]) -> str:
-    """The same for people: figures with their standard errors beside them."""
-    heads, rows = _rows(results)
-    lines = [heads, ["---"] * len(heads), *rows]
+    """The same for people, task by task: figures with their standard errors beside them.
+
+    Figures of the parts of a benchmark, such as a subject, are in the CSV file alone.
+    """
+    rows = [row for group in _by_task(rows_of(results)).values() for row in group]
+    settings, columns = _setting_names(rows), _columns(rows)
+    lines = [["task", "model", "parameters", "step", *settings, *columns]]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[row.task, *_place(row, settings), *_values(row, columns)] for row in rows]
     return "".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )
 
 
-def _setting_names(results: Sequence[CellResult]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for name in result.cell.settings))
+def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.task, []).append(row)
+    return grouped
 
 
-def _figure_columns(results: Sequence[CellResult]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for name in result.figures))
+def _setting_names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.result.cell.settings))
 
 
-def _rows(results: Sequence[CellResult]) -> tuple[list[str], list[list[str]]]:
-    settings = _setting_names(results)
-    columns = [name for name in _figure_columns(results) if not name.endswith("_se")]
-    heads = ["model", "parameters", "step", "task", *settings, *columns]
-    rows = []
-    for result in results:
-        cell, figures = result.cell, result.figures
-        row = [cell.model, f"{result.parameters:,}", "" if cell.step is None else str(cell.step)]
-        row += [cell.task, *(str(cell.settings.get(name, "")) for name in settings)]
-        for name in columns:
-            value, error = figures.get(name, math.nan), figures.get(f"{name}_se", math.nan)
-            row.append(f"{value:.0f}" if name == "n" else format_value(value, error))
-        rows.append(row)
-    return heads, rows
+def _columns(rows: Sequence[Row], *, parts: bool = False) -> list[str]:
+    """Names of the figures: of whole tasks, or of their parts such as `accuracy/anatomy`.
+
+    Those of an oracle canvas share the column of the figure; each value says that it is one.
+    """
+    names = dict.fromkeys(name.removeprefix(ORACLE) for row in rows for name in row.figures)
+    return [name for name in names if not name.endswith(SPREADS) and ("/" in name) == parts]
+
+
+def _place(row: Row, settings: Sequence[str], model: str | None = None) -> list[str]:
+    cell = row.result.cell
+    step = "" if cell.step is None else str(cell.step)
+    values = [str(cell.settings.get(name, "")) for name in settings]
+    return [model or cell.model, f"{row.result.parameters:,}", step, *values]
+
+
+def _short_names(rows: Sequence[Row]) -> dict[str, str]:
+    """Models without the folder that all of them are in."""
+    models = list(dict.fromkeys(row.result.cell.model for row in rows))
+    if len(models) == 1 or any(not Path(model).is_absolute() for model in models):
+        return {model: model for model in models}
+    shared = os.path.commonpath([Path(model).parent for model in models])
+    return {model: str(Path(model).relative_to(shared)) for model in models}
+
+
+def _own_name(row: Row, column: str) -> str:
+    return ORACLE + column if ORACLE + column in row.figures else column
+
+
+def _values(row: Row, columns: Sequence[str]) -> list[str]:
+    found = []
+    for column in columns:
+        name = _own_name(row, column)
+        value = row.figures.get(name, math.nan)
+        text = format_value(value, row.figures.get(f"{name}_se", math.nan))
+        text = f"{value:.0f}" if name == "n" else text
+        found.append(f"{text} (oracle)" if name != column else text)
+    return found
 
 
 def _page(
@@ -111,128 +152,80 @@ def _page(
 ) -> str:
     title = f"Sweep: {folder.resolve().name}"
     count = len(results) + len(unfinished)
-    missing = "".join(
-        f"<li>{html.escape(cell)}: {html.escape(reason)}</li>" for cell, reason in unfinished
-    )
+    again = [result for result in results if result.attempts > 1]
+    rows = rows_of(results)
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="quiet">{len(results)} of {count} cells are finished.</p>',
-        section("Unfinished cells", f"<ul>{missing}</ul>" if missing else ""),
-        section("Scaling", "".join(figure_element(figure) for figure in scaling_figures(results))),
-        section("Table", _html_table(results)),
+        section("Unfinished cells", _list(unfinished)),
+        *(section(task, _task_body(own)) for task, own in _by_task(rows).items()),
+        section(
+            "Cells that were tried again",
+            _list([(str(result.cell), f"finished at try {result.attempts}") for result in again]),
+        ),
     ]
     return page(title, body)
 
 
-def _html_table(results: Sequence[CellResult]) -> str:
-    if not results:
-        return ""
-    heads, rows = _rows(results)
-    texts = ("model", "task", *_setting_names(results))
-    styles = ["name" if head in texts else "number" for head in heads]
+def _list(entries: Sequence[tuple[str, str]]) -> str:
+    lines = "".join(f"<li>{html.escape(cell)}: {html.escape(text)}</li>" for cell, text in entries)
+    return f'<div class="card"><ul class="small">{lines}</ul></div>' if lines else ""
 
-    def line(cells: Sequence[str], tag: str = "td") -> str:
-        return row_of([(css, html.escape(cell)) for css, cell in zip(styles, cells)], tag)
 
-    head = line(heads, "th")
-    lines = "".join(f"<tr>{line(row)}</tr>" for row in rows)
+def _task_body(rows: Sequence[Row]) -> str:
+    """The plots of a task, its table, and folded below it that of its parts."""
+    plots = "".join(figure_element(figure) for figure in scaling_figures(rows))
+    settings = _setting_names(rows)
+    whole = _html_table(rows, settings, {name: name for name in _columns(rows)})
+    parts = ""
+    kinds: dict[str, dict[str, str]] = {}
+    for name in _columns(rows, parts=True):
+        kind, _, part = name.partition("/")
+        kinds.setdefault(kind, {})[name] = part
+    for kind, names in kinds.items():
+        table = _html_table(rows, settings, names, transposed=True)
+        parts += (
+            f"<details><summary>{html.escape(kind)} of {len(names)} parts</summary>"
+            f"<div>{table}</div></details>"
+        )
+    return f'{plots}<div class="card">{whole}</div>{parts}'
+
+
+def _html_table(
+    rows: Sequence[Row],
+    settings: Sequence[str],
+    columns: Mapping[str, str],
+    *,
+    transposed: bool = False,
+) -> str:
+    """A line a cell; transposed, a line a figure, where there are more figures than cells."""
+    heads = ["model", "parameters", "step", *settings]
+    styles = ["name" if head in ("model", *settings) else "number" for head in heads]
+    styles += ["number"] * len(columns)
+    models = _short_names(rows)
+    lines = [
+        [
+            *(html.escape(t) for t in _place(row, settings, models[row.result.cell.model])),
+            *(_measured(row, name) for name in columns),
+        ]
+        for row in rows
+    ]
+    heads += columns.values()
+    lines = [[html.escape(head) for head in heads], *lines]
+    table = [list(zip(styles, line, strict=True)) for line in lines]
+    if transposed:
+        table = [[("name", line[0][1]), *line[1:]] for line in zip(*table, strict=True)]
+    first = f"<tr>{row_of(table[0], 'th')}</tr>"
+    rest = "".join(f"<tr>{row_of(line)}</tr>" for line in table[1:])
     return (
-        f'<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
-        '<p class="small quiet">± is one standard error.</p></div>'
+        f"<table><thead>{first}</thead><tbody>{rest}</tbody></table>"
+        '<p class="small quiet">± is one standard error, in brackets is a 95% interval.</p>'
     )
 
 
-def scaling_figures(results: Sequence[CellResult]) -> list[Figure]:
-    """Draws each headline figure against parameters and against denoiser evaluations (NFE).
-
-    A panel is a task, a line joins the cells that differ in what is on the axis only; bars are 95%
-    intervals. An axis along which nothing differs is not drawn.
-    """
-    drawn = []
-    with figures_lib.styled():
-        for name in figure_names([dict(result.figures) for result in results]):
-            if name.removeprefix("oracle_") not in figures_lib.HEADLINE:
-                continue
-            have = [r for r in results if math.isfinite(r.figures.get(name, math.nan))]
-            by_size = _scaling_figure(
-                have, name, "parameters", lambda r: float(r.parameters), _decoding_label
-            )
-            by_nfe = _scaling_figure(have, name, "NFE", _nfe, _model_label)
-            drawn += [figure for figure in (by_size, by_nfe) if figure is not None]
-    return drawn
-
-
-def _nfe(result: CellResult) -> float:
-    figures = result.figures
-    return figures.get("nfe", figures.get("oracle_nfe", math.nan))
-
-
-def _decoding_label(result: CellResult) -> str:
-    settings = result.cell.settings
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "all cells"
-
-
-def _model_label(result: CellResult) -> str:
-    cell = result.cell
-    others = [f"{k} {v}" for k, v in cell.settings.items() if k != "steps"]
-    name = Path(cell.model).name if Path(cell.model).parent.name != "checkpoints" else cell.model
-    return ", ".join([name, *others])
-
-
-def _scaling_figure(
-    results: Sequence[CellResult],
-    name: str,
-    axis: str,
-    place: Axis,
-    label: Callable[[CellResult], str],
-) -> Figure | None:
-    results = [result for result in results if math.isfinite(place(result))]
-    tasks = list(dict.fromkeys(result.cell.task for result in results))
-    if len({place(result) for result in results}) < 2:
-        return None
-    labels = list(dict.fromkeys(label(result) for result in results))[: len(SERIES_COLORS)]
-    figure, grid = figures_lib.new_panels(len(tasks), 3.0)
-    for axes, task in zip(grid, tasks):
-        for index, line in enumerate(labels):
-            chosen = [r for r in results if r.cell.task == task and label(r) == line]
-            _draw_line(axes, sorted(chosen, key=place), name, place, index, line)
-        measured = quantity(name)
-        axes.set_title(figures_lib.shorten(task, 38))
-        axes.set_xlabel(axis)
-        axes.set_ylabel(measured.axis)
-        axes.set_xscale("log")
-        places = sorted({place(result) for result in results})
-        axes.set_xticks(places, [figures_lib.tick_text(float(f"{x:.2g}")) for x in places])
-        axes.set_xticks([], minor=True)
-    handles = dict(zip(*reversed(grid[0].get_legend_handles_labels())))
-    figure.legend(
-        list(handles.values()),
-        [figures_lib.shorten(text, 60) for text in handles],
-        loc="outside upper left",
-        ncols=2,
-    )
-    words = quantity(name).label
-    description = f"{words[:1].upper()}{words[1:]} against {axis}, with 95% intervals."
-    stem = f"scaling_{name}_{axis.lower()}".replace("/", "_")
-    return figures_lib.finish(figure, stem, description, description)
-
-
-def _draw_line(
-    axes: Any, results: Sequence[CellResult], name: str, place: Axis, index: int, label: str
-) -> None:
-    if not results:
-        return
-    places = [place(result) for result in results]
-    errors = [result.figures.get(f"{name}_se", math.nan) for result in results]
-    axes.errorbar(
-        places,
-        [result.figures[name] for result in results],
-        yerr=[1.96 * error if math.isfinite(error) else 0.0 for error in errors],
-        color=SERIES_COLORS[index],
-        # Two models of one size are two points, and no trend.
-        linestyle="-" if len(set(places)) == len(places) else "none",
-        marker=MARKERS[index],
-        markersize=5,
-        capsize=2,
-        label=label,
-    )
+def _measured(row: Row, column: str) -> str:
+    name = _own_name(row, column)
+    if name == "n":
+        return f"{row.figures[name]:,.0f}" if name in row.figures else "–"
+    cell = measured_cell(row.figures, name)
+    return f'{cell}<br><span class="small quiet">oracle</span>' if name != column else cell

@@ -89,7 +89,9 @@ class MetricsWriter:
         """Writes one line; `split` is 'train' or 'eval/<task>'."""
         self._lines.write(json.dumps(_entry(step, split, values)) + "\n")
         self._lines.flush()
-        self._events.write(step, {f"{split}/{name}": float(v) for name, v in values.items()})
+        # Curves are enough for TensorBoard; the ends of intervals are in the lines.
+        curves = {n: float(v) for n, v in values.items() if not n.endswith(("_low", "_high"))}
+        self._events.write(step, {f"{split}/{name}": value for name, value in curves.items()})
 
     def close(self) -> None:
         """Closes both files."""
