@@ -145,7 +145,7 @@ class Sweep:
             tasks = self.tasks or ([trained_on] if trained_on else [])
             if not tasks:
                 raise UserError(f"sweep.tasks is empty, and {model} was not trained on a task")
-            axes = [steps, tasks, self.shots or [None], *self.grid.values()]
+            axes: list[Sequence[Any]] = [steps, tasks, self.shots or [None], *self.grid.values()]
             for step, task, shots, *values in itertools.product(*axes):
                 settings = dict(zip(self.grid, values, strict=True))
                 name = task if shots is None else name_with_shots(task, shots)
@@ -288,14 +288,16 @@ def _checkpoints(
     manager.close()
     if not there:
         raise UserError(f"run {model} has no finished checkpoint yet")
-    steps = there if wanted == "all" else [there[-1]] if wanted == "newest" else list(wanted)
-    for step in steps:
+    trained_on = folder.description().task
+    if isinstance(wanted, str):
+        return there if wanted == "all" else there[-1:], trained_on
+    for step in wanted:
         if step not in there:
             raise UserError(
                 f"sweep.checkpoints names step {step}, of which run {model} has no checkpoint; it "
                 f"has {', '.join(map(str, there))}"
             )
-    return [int(step) for step in steps], folder.description().task
+    return list(wanted), trained_on
 
 
 def _step_argument(model: str, step: int | None) -> int | None:
