@@ -30,7 +30,7 @@ from dlm_jax.models.encoder import from_parameters
 from dlm_jax.training.evaluators import Evaluator
 
 _RESULT, _FAILURE, _ATTEMPTS = "result.json", "failure.json", "attempts"
-_FORMAT = 2
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +170,10 @@ class Sweep:
             return None
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
+            found = saved["tasks"] if "tasks" in saved else {cell.task: saved["figures"]}
             tasks = {
                 task: {name: _number(value) for name, value in figures.items()}
-                for task, figures in saved["tasks"].items()
+                for task, figures in found.items()
             }
             return CellResult(
                 cell, int(saved["parameters"]), tasks, float(saved["seconds"]), self.attempts(cell)
@@ -255,20 +256,18 @@ def _measure(cell: Cell, loaded: LoadedModel, folder: RunFolder) -> dict[str, An
     description = loaded.description
     denoiser = from_parameters(description.config, loaded.parameters)
     found = cell.evaluator(denoiser, loaded.vocabulary, description, folder, cell.step or 0)
-    # A mixture gives figures for each of its members; one task keeps the name that it has here.
+    # JSON has no NaN.
     tasks = {
-        cell.task if len(found) == 1 else split.removeprefix("eval/"): {
-            # JSON has no NaN.
-            name: value if math.isfinite(value) else None
-            for name, value in values.items()
-        }
+        split.removeprefix("eval/"): {n: v if math.isfinite(v) else None for n, v in values.items()}
         for split, values in found.items()
     }
+    # A mixture gives figures for each of its members.
+    measured = {"tasks": tasks} if len(tasks) > 1 else {"figures": next(iter(tasks.values()), {})}
     return {
         "format": _FORMAT,
         "cell": {"model": cell.model, "step": cell.step, **_values(cell.evaluator)},
         "parameters": description.config.num_parameters(),
-        "tasks": tasks,
+        **measured,
         "seconds": round(time.monotonic() - began, 3),
     }
 

@@ -292,6 +292,6 @@ def test_a_damaged_result_is_named(tmp_path, models) -> None:
     run_cells(sweep, [cell])
     file = sweep.folder(cell).path / "result.json"
     saved = json.loads(file.read_text())
-    file.write_text(json.dumps({**saved, "tasks": 3}))
+    file.write_text(json.dumps({**saved, "figures": 3}))
     with pytest.raises(UserError, match=r"result.json is damaged .* remove it"):
         sweep.result(cell)
