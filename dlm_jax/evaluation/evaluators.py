@@ -273,7 +273,7 @@ class GenerationEvaluator:
         step: int,
         *,
         name: str | None = None,
-        watch: Watch = lambda generate, examples: generate,
+        watch: Watch | None = None,
     ) -> dict[str, float]:
         """Answers the examples of one task; of a `resolved` evaluator.
 
@@ -283,7 +283,8 @@ class GenerationEvaluator:
             folder: the run, where predictions are kept.
             step: of the parameters.
             name: under which predictions are kept; None = that of the task.
-            watch: wraps the function that answers a batch, given the examples.
+            watch: wraps the function that answers a batch, given the examples. In a run of several
+                processes each then sees all of them.
 
         Returns:
             The figures.
@@ -298,8 +299,9 @@ class GenerationEvaluator:
             self.truncation,
             task.name,
         )
+        answer = functools.partial(self._answer, model, lengths, log_priors)
         figures = evaluate_generation(
-            watch(functools.partial(self._answer, model, lengths, log_priors), examples),
+            answer if watch is None else watch(answer, examples),
             examples,
             task.metrics,
             task=name or task.name,
@@ -310,6 +312,7 @@ class GenerationEvaluator:
             split=self.split,
             batch_size=self.batch_size,
             seed=self.seed,
+            shared=watch is None,
         )
         spoilt = sum(_spoilt(example, vocabulary) for example in examples)
         unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}

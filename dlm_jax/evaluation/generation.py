@@ -11,6 +11,7 @@ from typing import Any
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation import metrics as metrics_lib
 from dlm_jax.evaluation.json_lines import write_json_lines
+from dlm_jax.parallel import multihost
 
 CANVASES = ("fixed", "search", "oracle")
 
@@ -131,13 +132,16 @@ def _generate_all(
     batch_size: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    shared: bool,
 ) -> list[_Answer]:
     """Answers the examples in batches of similar length; results are in the order given."""
     order = sorted(
         range(len(examples)), key=lambda i: (len(examples[i].prompt_ids) + lengths[i], i)
     )
-    answers: dict[int, _Answer] = {}
-    for chosen in _batches(order, batch_size):
+    done = 0
+
+    def answer(chosen: list[int]) -> list[Any]:
+        nonlocal done
         # A short last batch would be compiled anew for its shape; its padding is thrown away.
         padded = chosen + [chosen[-1]] * (min(batch_size, len(order)) - len(chosen))
         generated = generate(
@@ -151,16 +155,27 @@ def _generate_all(
         sizes = {len(generated.texts), len(generated.scores), len(generated.nfe)}
         if sizes != {len(padded)}:
             raise ValueError(f"asked for {len(padded)} answers, got {sorted(sizes)}")
-        for row, i in enumerate(chosen):
-            answers[i] = _Answer(
+        done += len(chosen)
+        if progress is not None:
+            progress(done, len(order))
+        return [
+            [
                 generated.texts[row],
                 float(generated.scores[row]),
                 int(generated.nfe[row]),
-                generated.lengths[row] if len(generated.lengths) else lengths[i],
+                int(generated.lengths[row]) if len(generated.lengths) else lengths[i],
                 generated.notes[row] if len(generated.notes) else {},
-            )
-        if progress is not None:
-            progress(len(answers), len(order))
+            ]
+            for row, i in enumerate(chosen)
+        ]
+
+    batches = list(_batches(order, batch_size))
+    found = multihost.share_out("answers", batches, answer) if shared else map(answer, batches)
+    answers = {
+        i: _Answer(*fields)
+        for chosen, batch in zip(batches, found)
+        for i, fields in zip(chosen, batch)
+    }
     return [answers[i] for i in range(len(examples))]
 
 
@@ -258,6 +273,7 @@ def evaluate_generation(
     batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    shared: bool = True,
 ) -> dict[str, float]:
     """Generates an answer to every example, judges them, and keeps each prediction.
 
@@ -281,7 +297,10 @@ def evaluate_generation(
       split: of the task that the examples are from.
       batch_size: rows of a batch.
       seed: of the random numbers of generation.
-      progress: called with (examples done, examples in all) after each batch.
+      progress: called with (examples that this process has done, examples in all) after each
+        batch.
+      shared: whether the processes of a run divide the batches between them; else each answers
+        all. The result is the same.
 
     Returns:
       The figures of the metrics with their spread (see `judge`), `score` (mean log-probability,
@@ -297,7 +316,13 @@ def evaluate_generation(
         raise UserError(f"batch_size = {batch_size} of the evaluation of {task!r} must be >= 1")
     lengths = _response_lengths(examples, task, canvas, response_length)
     answers = _generate_all(
-        generate, examples, lengths, batch_size=batch_size, seed=seed, progress=progress
+        generate,
+        examples,
+        lengths,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+        shared=shared,
     )
     targets = [example.targets for example in examples]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlm_jax.errors import UserError
+from dlm_jax.parallel import multihost
 
 if TYPE_CHECKING:
     from dlm_jax.diffusion.likelihood import NelboEstimate
@@ -133,6 +134,18 @@ def _columns(
     return nats, tokens[:, None], np.full_like(nats, math.nan)
 
 
+def _scores(
+    result: NelboEstimate | np.ndarray, batch: Mapping[str, Any]
+) -> list[tuple[int, float, int, float]]:
+    """Example id, nats, tokens and error of the draws of each example with a token to score."""
+    nats, tokens, errors = _columns(result, batch)
+    ids = _identities(batch, tokens.shape[1])
+    return [
+        (int(ids[place]), float(nats[place]), int(tokens[place]), float(errors[place]))
+        for place in zip(*np.nonzero(tokens))
+    ]
+
+
 def evaluate_nelbo(
     estimate: Callable[[Mapping[str, Any]], NelboEstimate | np.ndarray],
     batches: Iterable[Mapping[str, Any]],
@@ -143,7 +156,8 @@ def evaluate_nelbo(
 ) -> NelboResult:
     """Estimates the NELBO of every example of the evaluation batches.
 
-    Examples without a maskable token have nothing to score and are left out.
+    Examples without a maskable token have nothing to score and are left out. In a run of several
+    processes each scores some of the batches, and all get the result.
 
     Args:
       estimate: maps a batch to the NELBO of each of its examples, [rows, segments]: a partial of
@@ -154,26 +168,31 @@ def evaluate_nelbo(
       texts: the text that the maskable tokens of an example spell, by example id, for bits per
         character (`</s>` counts in the bits, and not in the characters).
       exact: whether `estimate` gives −log p itself.
-      progress: called with the examples done after each batch.
+      progress: called with the examples that this process has done after each batch.
 
     Raises:
       UserError: no example with a maskable token, a NELBO that is not finite, or an example
         that comes twice.
       ValueError: a row holds more examples than `estimate` has columns, or an array is not [rows].
     """
+    done = 0
+
+    def score(batch: Mapping[str, Any]) -> list[tuple[int, float, int, float]]:
+        nonlocal done
+        rows = _scores(estimate(batch), batch)
+        done += len(rows)
+        if progress is not None:
+            progress(done)
+        return rows
+
     scored: dict[int, tuple[float, int, float]] = {}
-    for batch in batches:
-        nats, tokens, errors = _columns(estimate(batch), batch)
-        ids = _identities(batch, tokens.shape[1])
-        for place in zip(*np.nonzero(tokens)):
-            example_id = int(ids[place])
-            if not math.isfinite(nats[place]):
-                raise UserError(f"the NELBO of evaluation example {example_id} is {nats[place]}")
+    for rows in multihost.share_out("likelihood", batches, score):
+        for example_id, nats, tokens, error in rows:
+            if not math.isfinite(nats):
+                raise UserError(f"the NELBO of evaluation example {example_id} is {nats}")
             if example_id in scored:
                 raise UserError(f"evaluation example {example_id} comes twice")
-            scored[example_id] = (float(nats[place]), int(tokens[place]), float(errors[place]))
-        if progress is not None:
-            progress(len(scored))
+            scored[example_id] = (nats, tokens, error)
     if not scored:
         raise UserError("likelihood: no evaluation example has a token to score")
     order = sorted(scored)

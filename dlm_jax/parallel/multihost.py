@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -24,12 +24,17 @@ from dlm_jax.parallel.cluster import Cluster
 from dlm_jax.parallel.lifeline import Lifeline, host_lifelines, join_lifeline
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Errors that would come again however often the processes are started.
 _LASTING = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
 _POLL_MILLISECONDS = 2000
 _LIFELINE = "dlm_jax/lifeline"
+# Characters of a text that are handed over at a time; messages have a limit.
+_PART = 1 << 18
 _numbers = itertools.count()
+# Where this process wrote its text of the last exchange.
+_old: str | None = None
 _lifeline: Lifeline | None = None
 
 
@@ -140,10 +145,50 @@ def exchange(topic: str, text: str) -> list[str]:
     """
     if _count() == 1:
         return [text]
+    global _old
     client: Any = distributed.global_state.client
     folder = f"dlm_jax/{next(_numbers)}/{topic}"
-    client.key_value_set(f"{folder}/{distributed.global_state.process_id}", f"={text}")
-    return [_read(client, f"{folder}/{i}")[1:] for i in range(_count())]
+    own = f"{folder}/{distributed.global_state.process_id}"
+    parts = range(0, max(1, len(text)), _PART)
+    for number, begin in enumerate(parts):
+        client.key_value_set(f"{own}/{number}", f"={text[begin : begin + _PART]}")
+    client.key_value_set(f"{own}/parts", str(len(parts)))
+    texts = [_read_parts(client, f"{folder}/{i}") for i in range(_count())]
+    # Every process has written this text, so every one of them has read the one before.
+    if _old is not None:
+        client.key_value_delete(_old)
+    _old = own
+    return texts
+
+
+def share_out(topic: str, items: Iterable[T], work: Callable[[T], R]) -> list[R]:
+    """Has each item worked on by one of the processes; all must call it, in the same order.
+
+    Devices of different processes are not made to meet: one that has fewer items, or none, waits
+    for what the others write down.
+
+    Args:
+        topic: a word for the exchange.
+        items: the same on all processes; they are dealt out in turn.
+        work: returns something that JSON keeps as it is.
+
+    Returns:
+        The results of all items, in their order.
+    """
+    count, own = _count(), distributed.global_state.process_id
+    done = [work(item) for number, item in enumerate(items) if number % count == own]
+    if count == 1:
+        return done
+    shares = [json.loads(text) for text in exchange(topic, json.dumps(done))]
+    results: list[Any] = [None] * sum(map(len, shares))
+    for process, share in enumerate(shares):
+        results[process::count] = share
+    return results
+
+
+def _read_parts(client: Any, key: str) -> str:
+    parts = int(_read(client, f"{key}/parts"))
+    return "".join(_read(client, f"{key}/{number}")[1:] for number in range(parts))
 
 
 def _read(client: Any, key: str) -> str:

@@ -34,7 +34,8 @@ def evaluation(
     evaluators.
 
     Evaluators know one host. So in a run of several, each host gathers the parameters onto its own
-    devices and evaluates everything, in step with the others; process 0 alone leaves files.
+    devices, evaluates its share of the examples and gets the others' results; process 0 alone
+    leaves files.
     """
     if not evaluators:
         return None
