@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax.models.activations import ACTIVATIONS
 from dlm_jax.models.attention import attention
+from dlm_jax.models.cached_attention import CHUNK, cached_attention, with_new
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.dropout import dropout, seed_words
 from dlm_jax.models.layers import INITIAL_STDDEV, Embedding, LayerNorm, Linear, Stack
@@ -79,6 +80,19 @@ class Attention(nnx.Module):
         context = constrain(context, ("batch", "length", "heads", "kv"))
         return checkpoint_name(self.out(context), "attention_out")
 
+    def extend(
+        self,
+        x: jax.Array,
+        places: jax.Array,
+        cache: jax.Array,
+        layer: jax.Array,
+        first_row: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same for x [rows, width, embed] at `places` of rows whose past is in the cache."""
+        qkv = self.qkv(x)
+        cache = with_new(cache, qkv[:, :, 1:], layer, first_row, places)
+        return self.out(cached_attention(qkv[:, :, 0], cache, layer, first_row, places)), cache
+
 
 class Mlp(nnx.Module):
     """The position-wise feed-forward block."""
@@ -114,11 +128,34 @@ class EncoderLayer(nnx.Module):
         if dropout_key is not None:
             seeds = jax.vmap(seed_words)(jax.random.split(dropout_key, 3))
             attention_seed, first_seed, second_seed = seeds[0], seeds[1], seeds[2]
+        update = self.attention(self._attended(x), segment_ids, attention_seed)
+        return self._after_attention(x, update, first_seed, second_seed)
+
+    def extend(
+        self,
+        x: jax.Array,
+        places: jax.Array,
+        cache: jax.Array,
+        layer: jax.Array,
+        first_row: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Applies one causal layer to x [rows, width, embed]; see `Encoder.extend`."""
+        update, cache = self.attention.extend(self._attended(x), places, cache, layer, first_row)
+        return self._after_attention(x, update, None, None), cache
+
+    def _attended(self, x: jax.Array) -> jax.Array:
+        return self.attention_norm(x) if self._config.norm_placement == "pre" else x
+
+    def _after_attention(
+        self,
+        x: jax.Array,
+        update: jax.Array,
+        first_seed: jax.Array | None,
+        second_seed: jax.Array | None,
+    ) -> jax.Array:
         if self._config.norm_placement == "pre":
-            update = self.attention(self.attention_norm(x), segment_ids, attention_seed)
             x = self._residual(x, update, first_seed)
             return self._residual(x, self.mlp(self.mlp_norm(x)), second_seed)
-        update = self.attention(x, segment_ids, attention_seed)
         x = self.attention_norm(self._residual(x, update, first_seed))
         return self.mlp_norm(self._residual(x, self.mlp(x), second_seed))
 
@@ -215,6 +252,43 @@ class Encoder(nnx.Module):
         body = rematerialised(apply, self.config.remat_policy)
         unroll = min(self.config.scan_unroll, self.config.num_layers)
         return jax.lax.scan(body, x, (stacked, layer_keys), unroll=unroll)[0]
+
+    def empty_cache(self, rows: int, length: int) -> jax.Array:
+        """Zeros [layers, rows, length (rounded up), 2, heads, kv] for keys and values."""
+        config = self.config
+        length = -(-length // CHUNK) * CHUNK
+        shape = (config.num_layers, rows, length, 2, config.num_heads, config.head_dim)
+        return jnp.zeros(shape, config.dtype)
+
+    def extend(
+        self, tokens: jax.Array, places: jax.Array, cache: jax.Array, first_row: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes tokens that follow those in the cache; for causal encoders.
+
+        Args:
+            tokens: int32 [rows, width].
+            places: int32 [rows, width], where they stand in their rows, which are their positions.
+                What the cache holds of the places before them is read, of others nothing.
+            cache: of `empty_cache`, with room for the places.
+            first_row: int32 scalar; the rows are this one of the cache and those after it.
+
+        Returns:
+            Features [rows, width, embed] in the compute dtype, and the cache with the new tokens.
+        """
+        # Places that only fill a piece up may lie beyond the last row of the table.
+        x = self.embeddings(tokens, jnp.minimum(places, self.config.max_length - 1))
+        graphdef, stacked = nnx.split(self.layers)
+
+        def apply(
+            carry: tuple[jax.Array, jax.Array], layer: tuple[nnx.State, jax.Array]
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            state, number = layer
+            module = nnx.merge(graphdef, state)
+            return module.extend(carry[0], places, carry[1], number, first_row), None
+
+        layers = (stacked, jnp.arange(self.config.num_layers))
+        (x, cache), _ = jax.lax.scan(apply, (x.astype(self.config.dtype), cache), layers)
+        return (self.final_norm(x) if self.config.norm_placement == "pre" else x), cache
 
     def head_features(self, features: jax.Array) -> jax.Array:
         """Transforms features [..., embed] into what the output rows are compared with."""

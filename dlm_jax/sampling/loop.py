@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from dlm_jax.diffusion.counter_random import Purpose, random_words
 from dlm_jax.errors import UserError
+from dlm_jax.sampling.autoregressive import NextToken
 from dlm_jax.sampling.canvas import Canvas
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.position_rules import StepView
@@ -49,11 +50,12 @@ class _State(NamedTuple):
     masked: jax.Array
     nfe: jax.Array
     running: jax.Array  # bool [batch]
+    memory: Any  # what a model keeps of the tokens it has read
     trace: Trace | None
 
 
 def generate(
-    denoiser: Denoiser,
+    denoiser: Denoiser | NextToken,
     canvas: Canvas,
     policy: Policy,
     key: jax.Array,
@@ -70,7 +72,8 @@ def generate(
     other rows, the number of them, nor the padding.
 
     Args:
-      denoiser: any pytree with `features` and `logits`.
+      denoiser: any pytree with `features` and `logits`; or a causal model as `NextToken`, under
+        `LeftToRight` and on a canvas with all that is to be written at the end of its rows.
       canvas: the rows; concrete arrays (the loop is compiled inside, once for each shape).
       policy: the sampler.
       key: typed key of implementation threefry2x32. Noise is a hash of (key, row id, step,
@@ -113,7 +116,7 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("policy", "forbidden", "traced", "tiling"))
 def _generate(
-    denoiser: Denoiser,
+    denoiser: Denoiser | NextToken,
     canvas: Canvas,
     key: jax.Array,
     masked_counts: jax.Array,
@@ -134,9 +137,11 @@ def _generate(
             key, Purpose.TOKEN_SAMPLING, step, canvas.row_ids[:, None], canvas.positions
         )
         wanted = policy.positions.reads(state.masked, canvas.editable) & state.running[:, None]
-        predicted = predict(
-            denoiser, canvas, state.tokens, wanted, policy.tokens, words, forbidden, tiling
-        )
+        arguments = (state.tokens, wanted, policy.tokens, words, forbidden, tiling)
+        if isinstance(denoiser, NextToken):
+            predicted, memory = denoiser.predict(state.memory, *arguments)
+        else:
+            predicted, memory = predict(denoiser, canvas, *arguments), None
         view = StepView(
             tokens=state.tokens,
             scores=state.scores,
@@ -151,9 +156,12 @@ def _generate(
             ),
         )
         evaluated = wanted.any(axis=-1)
-        return _apply(state, view, policy, budget, evaluated, forbidden.mask_id)
+        after = _apply(state, view, policy, budget, evaluated, forbidden.mask_id)
+        return after._replace(memory=memory)
 
     start = _start(canvas, forbidden.mask_id, max_steps if traced else None)
+    if isinstance(denoiser, NextToken):
+        start = start._replace(memory=denoiser.prefill(canvas, tiling))
     final = jax.lax.while_loop(lambda state: state.running.any(), advance, start)
     return Generation(final.tokens, final.scores, final.nfe, final.trace)
 
@@ -169,6 +177,7 @@ def _start(canvas: Canvas, mask_id: int, traced_steps: int | None) -> _State:
         nfe=jnp.zeros(running.shape, jnp.int32),
         running=running,
         trace=None if traced_steps is None else Trace.empty(tokens, canvas, traced_steps),
+        memory=None,
     )
 
 
@@ -204,4 +213,5 @@ def _apply(
         nfe=state.nfe + evaluated,
         running=going_on,
         trace=trace,
+        memory=state.memory,
     )

@@ -17,16 +17,20 @@ from dlm_jax.sampling.tiling import Tiling
 from dlm_jax.sampling.token_rules import Prediction, TokenRule, Words
 
 
-class Denoiser(Protocol):
+class Head(Protocol):
+    """What turns features into scores of tokens."""
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """float32 [..., vocab] of features [..., embed]."""
+
+
+class Denoiser(Head, Protocol):
     """What the reverse process knows of a model. It must be a pytree (an NNX module is)."""
 
     def features(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:
         """[batch, length, embed] of int32 [batch, length] each."""
-
-    def logits(self, features: jax.Array) -> jax.Array:
-        """float32 [..., vocab] of features [..., embed]."""
 
 
 class Forbidden(NamedTuple):
@@ -74,10 +78,10 @@ def predict(
     """
     if tiling.block_tokens is None:
         features = denoiser.features(tokens, canvas.positions, canvas.segment_ids)
-        return _predict_lanes(denoiser, features, wanted, rule, words, forbidden, tiling)
+        return predict_lanes(denoiser, features, wanted, rule, words, forbidden, tiling)
     features = _features_by_blocks(denoiser, canvas, tokens, wanted.any(axis=-1), tiling)
     # One lane for the whole batch leaves a single piece of the head partly empty.
-    flat = _predict_lanes(
+    flat = predict_lanes(
         denoiser,
         features.reshape(1, -1, features.shape[-1]),
         wanted.reshape(1, -1),
@@ -138,8 +142,8 @@ def _run_blocks(
     return jax.lax.fori_loop(0, -(-count // rows), block, features)
 
 
-def _predict_lanes(
-    denoiser: Denoiser,
+def predict_lanes(
+    head: Head,
     features: jax.Array,
     wanted: jax.Array,
     rule: TokenRule,
@@ -150,9 +154,13 @@ def _predict_lanes(
     """Runs the head on the wanted positions of each lane, a piece of every lane at a time.
 
     Args:
+      head: gives the logits.
       features: [lanes, places, embed].
       wanted: bool [lanes, places].
+      rule: chooses the tokens.
       words: two uint32 [lanes, places].
+      forbidden: ids of logit -inf.
+      tiling: sizes of the pieces.
 
     Returns:
       Prediction of [lanes, places].
@@ -170,7 +178,7 @@ def _predict_lanes(
         slots = jax.lax.dynamic_slice_in_dim(order, start + number * size, size, axis=1)
         readable = jnp.minimum(slots, places - 1)
         chosen = jnp.take_along_axis(features, readable[..., None], axis=1)
-        logits = forbidden.ban(denoiser.logits(chosen))
+        logits = forbidden.ban(head.logits(chosen))
         slot_words = [jnp.take_along_axis(word, readable, axis=1) for word in words]
         new = rule.choose(logits, (slot_words[0], slot_words[1]))
         return Prediction(

@@ -12,7 +12,7 @@ import pytest
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.encoder import abstract_parameters, from_parameters
 from dlm_jax.sampling import Policy, generate, response_canvas
-from dlm_jax.sampling.prediction import Forbidden, _predict_lanes, predict
+from dlm_jax.sampling.prediction import Forbidden, predict, predict_lanes
 from dlm_jax.sampling.tiling import Tiling
 from dlm_jax.sampling.token_rules import Argmax
 
@@ -133,7 +133,7 @@ def test_the_head_gives_a_position_the_same_bits_in_pieces_of_any_size(vocabular
             return jnp.einsum("...e,ve->...v", features, self.table)
 
     words = (jnp.zeros((1, 600), jnp.uint32),) * 2
-    run = jax.jit(_predict_lanes, static_argnums=(3, 5, 6))
+    run = jax.jit(predict_lanes, static_argnums=(3, 5, 6))
     rule, forbidden = Argmax(), Forbidden(29, None)
 
     def predicted(count: int, pieces: tuple[int, ...]) -> list[np.ndarray]:
