@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dlm_jax.evaluation.report_page import format_value
+from dlm_jax.evaluation.html_parts import format_value
 
 Document = Mapping[str, Any]
 Cell = Mapping[str, Any]

@@ -37,8 +37,8 @@ _TRAINING_PANELS = ("loss", "accuracy", "learning_rate", "tokens_per_second")
 HEADLINE = (*VERDICTS, "token_f1", "bleu", "rougeL", "nelbo", "nll", "topological_share")
 MARKERS = "osD^vPX"
 _MAX_LINES = len(SERIES_COLORS)
-_MAX_ROWS = 24
-_WIDTH = 10.8
+_MAX_ROWS = 40
+WIDTH = 10.8
 _PIXELS_PER_INCH = 100.0
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -150,7 +150,7 @@ def new_panels(count: int, height: float) -> tuple[Any, list[Any]]:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     figure, grid = new_axes(
-        rows, columns, _WIDTH * (0.6, 0.9, 1.0)[columns - 1], height * rows + 0.5
+        rows, columns, WIDTH * (0.6, 0.9, 1.0)[columns - 1], height * rows + 0.5
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -174,9 +174,10 @@ def shorten(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit // 2]}…{name[-(limit // 2) :]}"
 
 
-def _file_stem(kind: str, index: int, stage: Stage) -> str:
+def file_stem(kind: str, index: int, name: str) -> str:
+    """Returns a name for a figure's file."""
     # Also a prefix of the ids in the SVG, hence ASCII without spaces.
-    return f"{kind}_{index}_" + re.sub(r"[^A-Za-z0-9-]+", "_", stage.name)
+    return f"{kind}_{index}_" + re.sub(r"[^A-Za-z0-9-]+", "_", name)
 
 
 def tick_text(value: float, position: int | None = None) -> str:
@@ -208,7 +209,7 @@ def training_figure(stage: Stage, index: int) -> Figure | None:
     curves = {name: curve for name in _TRAINING_PANELS if (curve := series(lines, name)).steps}
     if not curves:
         return None
-    figure, grid = new_axes(1, len(curves), _WIDTH * max(2, len(curves)) / 4, 2.5)
+    figure, grid = new_axes(1, len(curves), WIDTH * max(2, len(curves)) / 4, 2.5)
     for axes, (name, curve) in zip(grid[0], curves.items()):
         _label_axes(axes, quantity(name))
         color = SERIES_COLORS[_TRAINING_PANELS.index(name)]
@@ -227,7 +228,7 @@ def training_figure(stage: Stage, index: int) -> Figure | None:
     )
     description = f"Training curves of {stage.name} up to step {lines[-1]['step']}: {words}."
     return finish(
-        figure, _file_stem("training", index, stage), f"Training: {stage.name}", description
+        figure, file_stem("training", index, stage.name), f"Training: {stage.name}", description
     )
 
 
@@ -282,7 +283,7 @@ def evaluation_figure(stage: Stage, index: int) -> Figure | None:
     words = ", ".join(tasks) if len(tasks) <= 4 else f"{len(tasks)} tasks"
     description = f"Evaluation of {words} during {stage.name}, with bands of ± 1 SE."
     return finish(
-        figure, _file_stem("evaluation", index, stage), f"Evaluation: {stage.name}", description
+        figure, file_stem("evaluation", index, stage.name), f"Evaluation: {stage.name}", description
     )
 
 
@@ -376,7 +377,7 @@ def results_figure(stages: Sequence[Stage]) -> Figure | None:
     sizes = [len(changes) for changes in panels.values()]
     # Every panel has the same space for a row, whatever the number of rows.
     heights = [0.34 * size + 0.95 for size in sizes]
-    figure, grid = new_axes(len(panels), 1, _WIDTH, sum(heights) + 0.4, heights)
+    figure, grid = new_axes(len(panels), 1, WIDTH, sum(heights) + 0.4, heights)
     staged = len({stage.name for stage in stages if stage.tasks}) > 1
     for axes, (name, changes) in zip(grid[:, 0], panels.items()):
         _draw_changes(axes, changes, quantity(name), staged)

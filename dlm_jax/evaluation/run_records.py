@@ -77,12 +77,22 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def quantity(name: str) -> Quantity:
-    """Returns how a figure reads; an `oracle_` figure says so, an unknown one is its own name."""
+    """Returns how a figure reads: an `oracle_` figure, a mean or a part says so.
+
+    An unknown figure is its own name.
+    """
     if name in QUANTITIES:
         return QUANTITIES[name]
     if name.startswith("oracle_"):
         base = quantity(name.removeprefix("oracle_"))
         return dataclasses.replace(base, label=f"{base.label}, oracle length")
+    if name.endswith("_macro"):
+        base = quantity(name.removesuffix("_macro"))
+        return dataclasses.replace(base, label=f"{base.label}, mean over groups")
+    if "/" in name:
+        figure, _, part = name.partition("/")
+        base = quantity(figure)
+        return dataclasses.replace(base, label=f"{base.label}, {part}")
     return Quantity(name.replace("_", " "))
 
 
@@ -128,7 +138,8 @@ class Stage:
       predictions: latest first within a task.
       config: text of config.gin, or None.
       model_info: text of model_info.txt, or None.
-      trace: text of trace.html, or None.
+      traces: pages that show how answers were written, by a name for each: that of the run, and
+        the latest of each task.
       unreadable: lines skipped because they were cut short.
     """
 
@@ -138,7 +149,7 @@ class Stage:
     predictions: list[Predictions]
     config: str | None = None
     model_info: str | None = None
-    trace: str | None = None
+    traces: dict[str, str] = dataclasses.field(default_factory=dict)
     unreadable: int = 0
 
     @property
@@ -207,7 +218,7 @@ def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     order = list(QUANTITIES)
 
     def rank(name: str) -> tuple[int, str]:
-        base = name.removeprefix("oracle_")
+        base = name.removeprefix("oracle_").partition("/")[0].removesuffix("_macro")
         return (order.index(base) if base in order else len(order), name)
 
     return sorted(present, key=rank)
@@ -278,6 +289,20 @@ def _text(path: Path) -> str | None:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
+def _traces(folder: Path, name: str) -> dict[str, str]:
+    found = {name: _text(folder / "trace.html")}
+    latest: dict[Path, tuple[int, Path]] = {}
+    for path in sorted((folder / "eval").rglob("*.html")):
+        number_of_step = path.name.partition(".")[0]
+        if number_of_step.isdecimal():
+            newest = latest.get(path.parent, (0, path))
+            latest[path.parent] = max(newest, (int(number_of_step), path))
+    for task, (step, path) in latest.items():
+        title = f"{name}: {task.relative_to(folder / 'eval').as_posix()}, step {step}"
+        found[title] = _text(path)
+    return {title: text for title, text in found.items() if text}
+
+
 def _existing_folder(path: Path) -> Path:
     if path.is_dir():
         return path
@@ -306,7 +331,7 @@ def read_stage(folder: str | Path, name: str | None = None) -> Stage:
         predictions=predictions,
         config=_text(folder / "config.gin"),
         model_info=_text(folder / "model_info.txt"),
-        trace=_text(folder / "trace.html"),
+        traces=_traces(folder, folder.name if name is None else name),
         unreadable=unreadable + skipped,
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation.report_page import (
+from dlm_jax.evaluation.html_parts import (
     figure_element,
     format_value,
     measured_cell,
@@ -219,7 +219,7 @@ def _html_table(
     rest = "".join(f"<tr>{row_of(line)}</tr>" for line in table[1:])
     return (
         f"<table><thead>{first}</thead><tbody>{rest}</tbody></table>"
-        '<p class="small quiet">± is one standard error, in brackets is a 95% interval.</p>'
+        '<p class="small quiet">± is one standard error; below it is a 95% interval.</p>'
     )
 
 

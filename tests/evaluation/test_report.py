@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation import figures, report_page, run_records
+from dlm_jax.evaluation import figures, html_parts, run_records
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.evaluation.run_records import (
     QUANTITIES,
@@ -161,11 +161,13 @@ def test_png_files_are_the_figures_of_the_page(written: Path, page: Page) -> Non
 def test_the_table_says_what_was_measured(finished_run: Path, page: Page) -> None:
     rows = {(row[0], row[1], row[2]): row[3:] for row in page.rows if row[0] in STAGES}
     nelbo = rows["adapt", "prose", "NELBO [nats/token]"]
-    assert nelbo == ["7.900 ± 0.050", "0", "4.000 ± 0.050", "900", "256"]
+    assert nelbo == ["7.900 ± 0.050", "0", "4.000 ± 0.050", "3.902 to 4.098", "900", "256"]
     lines = read_stage(finished_run / "finetune").evaluations("word_reversal")
-    expected = report_page.format_value(lines[-1]["exact_match"], lines[-1]["exact_match_se"])
+    expected = html_parts.format_value(lines[-1]["exact_match"], lines[-1]["exact_match_se"])
     match = rows["finetune", "word_reversal", "exact match [fraction]"]
-    assert match[2:] == [expected, "1,500", "120"]
+    low, high = (lines[-1][f"exact_match_{end}"] for end in ("low", "high"))
+    assert low < lines[-1]["exact_match"] < high
+    assert match[2:] == [expected, f"{low:.3f} to {high:.3f}", "1,500", "120"]
     text = "".join(page.text)
     for words in ("0.925 ± 0.024", "before 0.000 · n = 120", "9 min 43 s", "4.000 ± 0.050"):
         assert words in text
@@ -245,8 +247,64 @@ def test_predictions_alone_make_a_report(finished_run: Path, tmp_path: Path) -> 
 def test_an_oracle_evaluation_keeps_its_name(tmp_path: Path, evaluate_task) -> None:
     evaluate_task(tmp_path, "task", 5, 0.5, canvas="oracle")
     rows = Page(write_report(tmp_path).read_text(encoding="utf-8")).rows
-    names = {row[2] for row in rows if len(row) == 8 and row[1] == "task"}
+    names = {row[2] for row in rows if len(row) == 9 and row[1] == "task"}
     assert names == {"exact match, oracle length [fraction]", "token F1, oracle length [fraction]"}
+
+
+def benchmark_lines() -> list[dict[str, object]]:
+    """Two evaluations of a task by subject, and one of each of 27 tasks of a family."""
+    lines: list[dict[str, object]] = []
+    for step in (0, 10):
+        subjects = {
+            f"option_accuracy/subject {n:02}": 0.2 + 0.01 * n + 0.02 * step for n in range(57)
+        }
+        micro = {"option_accuracy": 0.25 + 0.02 * step, "option_accuracy_se": 0.01}
+        micro |= {"option_accuracy_low": 0.2, "option_accuracy_high": 0.5}
+        macro = {"option_accuracy_macro": 0.48 + 0.02 * step, "option_accuracy_macro_se": 0.02}
+        line = {"step": step, "split": "eval/mmlu_v1.all", "n": 1531, **subjects, **micro, **macro}
+        lines.append(line)
+    for n in range(27):
+        line = {"step": 10, "split": f"eval/bbh_v1.task_{n:02}", "n": 250}
+        lines.append(line | {"exact_match": n / 27, "exact_match_se": 0.03, "nfe": 1.0})
+    shots = {"step": 10, "split": "eval/bbh_v1.task_00_3_shot", "n": 250, "exact_match": 1.0}
+    return [*lines, shots]
+
+
+def test_families_have_a_mean_and_parts_a_table_of_their_own(tmp_path: Path) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in benchmark_lines())
+    (tmp_path / "metrics.jsonl").write_text(text)
+    written = write_report(tmp_path).read_text(encoding="utf-8")
+    found = {(row[1], row[2]): row[3:] for row in Page(written).rows if len(row) == 9}
+    mean = found["bbh_v1, mean of 27 tasks", "exact match [fraction]"]
+    # 0.03/√27 is the error of a mean of 27 independent figures; 250 questions each.
+    error = 0.03 / math.sqrt(27)
+    value = 13 / 27
+    ends = f"{value - 1.96 * error:.4f} to {value + 1.96 * error:.4f}"
+    assert mean == ["–", "–", f"{value:.4f} ± {error:.4f}", ends, "10", "6,750"]
+    # The means of other figures say nothing, and another number of demonstrations is no member.
+    assert not any(task.startswith("bbh_v1, mean") and "exact" not in name for task, name in found)
+    assert found["bbh_v1.task_00_3_shot", "exact match [fraction]"][2] == "1.00"
+    assert found["bbh_v1.task_26", "exact match [fraction]"][2] == "0.963 ± 0.030"
+    micro = found["mmlu_v1.all", "accuracy of options [fraction]"]
+    assert micro == ["0.250 ± 0.010", "0", "0.450 ± 0.010", "0.200 to 0.500", "10", "1,531"]
+    macro = found["mmlu_v1.all", "accuracy of options, mean over groups [fraction]"]
+    assert macro[2:4] == ["0.680 ± 0.020", "0.641 to 0.719"]
+    assert found["subject 56", "accuracy of options [fraction]"][:3] == ["0.760", "0", "0.960"]
+    folded = re.findall(r"<details( open)?><summary>([^<]*)</summary>", written)
+    assert ("", f"{tmp_path.name}: 27 tasks of bbh_v1") in folded
+    assert ("", f"{tmp_path.name}: accuracy of options of mmlu_v1.all in 57 parts") in folded
+    assert [file.name for file in (tmp_path / "figures").glob("parts*")] == [
+        "parts_1_mmlu_v1_all.png"
+    ]
+
+
+def test_the_latest_trace_of_each_task_is_embedded(tmp_path: Path) -> None:
+    folder = tmp_path / "eval/arithmetic_v1.two_steps/reasoning_order"
+    folder.mkdir(parents=True)
+    for name in ("9.html", "10.html", "draft.html"):
+        (folder / name).write_text(f"<p>{name}</p>")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert page.values("srcdoc") == ["<p>10.html</p>"]
 
 
 def test_stages_are_found(finished_run: Path) -> None:
@@ -292,7 +350,7 @@ def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
     ],
 )
 def test_values_have_the_digits_of_their_error(value: float, error: float, text: str) -> None:
-    assert report_page.format_value(value, error) == text
+    assert html_parts.format_value(value, error) == text
 
 
 @pytest.mark.parametrize(
