@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Data files only: there is no Python in `gin_configs/`, yet it must travel in the wheel.
+# There is no Python in `gin_configs/`, and a job script in `launch/`; both must travel in the wheel.
 PACKAGE_DIRECTORIES = {
     "dlm_jax": "dlm_jax",
     "dlm_jax.tasks": "tasks",
@@ -67,7 +67,11 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), *list(PACKAGE_DIRECTORIES)[1:]],
     package_dir=PACKAGE_DIRECTORIES,
-    package_data={"dlm_jax": ["py.typed"], "dlm_jax.gin_configs": ["**/*.gin", "*.gin"]},
+    package_data={
+        "dlm_jax": ["py.typed"],
+        "dlm_jax.gin_configs": ["**/*.gin", "*.gin"],
+        "dlm_jax.launch": ["*.sbatch"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dlm=dlm_jax.cli:main"]},

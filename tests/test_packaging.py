@@ -69,6 +69,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel: Path, tree: P
         files("dlm_jax", "dlm_jax", "*.py")
         | files("tasks", "dlm_jax/tasks", "*.py")
         | files("launch", "dlm_jax/launch", "*.py")
+        | files("launch", "dlm_jax/launch", "*.sbatch")
         | files("gin_configs", "dlm_jax/gin_configs", "*.py")
         | files("gin_configs", "dlm_jax/gin_configs", "*.gin")
         | {"dlm_jax/py.typed"}
