@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# There is no Python in `gin_configs/`, and a job script in `launch/`; both must travel in the wheel.
+# There is no Python in `gin_configs/`, and a job script in `launch/`: the wheel needs both.
 PACKAGE_DIRECTORIES = {
     "dlm_jax": "dlm_jax",
     "dlm_jax.tasks": "tasks",
