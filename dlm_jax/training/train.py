@@ -64,6 +64,7 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     dump_hlo: bool = False,
     data_cache_dir: str | None = None,
+    stream_records: int | None = None,
     allow_evaluation_only: bool = False,
     on_ready: Callable[[], None] | None = None,
 ) -> TrainResult:
@@ -110,6 +111,9 @@ def train(
         dump_hlo: writes the program of the training step into `run_dir`/hlo, as it was traced
             (StableHLO) and as the compiler optimized it.
         data_cache_dir: where tokenised data are kept between runs; None = in memory.
+        stream_records: reads tasks as they are needed, so many records at a time, shuffled among
+            themselves, for data too large to tokenise first; None = tokenises all of it before the
+            first step, and shuffles over all.
         allow_evaluation_only: train on a set that is meant for evaluation only.
         on_ready: called once everything has been found right, before the first file is written.
 
@@ -163,6 +167,7 @@ def train(
                 truncation=truncation,
                 seed=seed,
                 cache_dir=data_cache_dir,
+                stream_records=stream_records,
                 allow_evaluation_only=allow_evaluation_only,
             )
             stage = adaptation(

@@ -14,8 +14,14 @@ import pytest
 from dlm_jax.checkpoints.loading import load_model
 
 TOTAL_STEPS = 30
-# So narrow that some of the steps are left out, on either side of a restart.
-SPIKES = ("train.skip_spikes=@SkipSpikes()", "SkipSpikes.window=4", "SkipSpikes.factor=1.5")
+SETTINGS = (
+    # So narrow that some of the steps are left out, on either side of a restart.
+    "train.skip_spikes=@SkipSpikes()",
+    "SkipSpikes.window=4",
+    "SkipSpikes.factor=1.5",
+    # So few that blocks end, and epochs too, on either side of a restart.
+    "train.stream_records=7",
+)
 
 
 def _finish(process):
@@ -47,7 +53,7 @@ def _lines(run, split="train"):
 @pytest.fixture(scope="module")
 def undisturbed(dlm, train_arguments, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    _finish(dlm(*train_arguments(run, *SPIKES)))
+    _finish(dlm(*train_arguments(run, *SETTINGS)))
     return run
 
 
@@ -62,7 +68,7 @@ def test_a_refused_command_leaves_the_record_of_a_run_as_it_was(dlm, train_argum
 
 def test_kill_9_at_three_moments_changes_no_bit(dlm, train_arguments, undisturbed, tmp_path):
     run = tmp_path / "run"
-    arguments = train_arguments(run, *SPIKES)
+    arguments = train_arguments(run, *SETTINGS)
     checkpoints = run / "checkpoints"
 
     def unfinished_save():
@@ -89,12 +95,12 @@ def test_kill_9_at_three_moments_changes_no_bit(dlm, train_arguments, undisturbe
 
 def test_a_finished_run_is_left_alone(dlm, train_arguments, undisturbed):
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    _finish(dlm(*train_arguments(undisturbed)))
+    _finish(dlm(*train_arguments(undisturbed, *SETTINGS)))
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_resumed_run_refuses_other_data(dlm, train_arguments, undisturbed):
-    process = dlm(*train_arguments(undisturbed, "TOTAL_STEPS=40", "LENGTH=40"))
+    process = dlm(*train_arguments(undisturbed, *SETTINGS, "TOTAL_STEPS=40", "LENGTH=40"))
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "length=48" in err and "length=40" in err
