@@ -48,13 +48,14 @@ class _Plan:
         return {
             "tasks": dict(zip(self.names, self.shares)),
             "split": split,
-            "data": {name: table.fingerprint for name, table in zip(self.names, self.tables)},
             "global_batch_size": self.batch_size * self.process_count,
             "length": self.length,
             "pack": self.pack,
             "seed": self.seed,
             "shuffle": self.shuffle,
             "num_epochs": self.num_epochs,
+            # Last, so that what changes the data is named before the data that it changes.
+            "data": {name: table.fingerprint for name, table in zip(self.names, self.tables)},
         }
 
 
