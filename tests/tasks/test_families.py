@@ -20,15 +20,15 @@ from dlm_jax.data.vocabularies import ByteVocabulary
 from dlm_jax.errors import UserError
 
 MODULES = (
-    "bbh", "flan", "gsm8k", "mmlu", "multi30k", "natural_instructions", "summarization",
-    "translation", "tydiqa",
+    "arithmetic", "bbh", "flan", "gsm8k", "mmlu", "multi30k", "natural_instructions",
+    "summarization", "translation", "tydiqa",
 )  # fmt: skip
 
 VOCABULARY = ByteVocabulary()
 FROM_TFDS = ("wmt14_v1.", "gigaword_v1.", "xsum_v1.", "tydiqa_v1.")
 PREFIXES = (
     *FROM_TFDS, "iwslt14_v1.", "multi30k_v1.", "gigaword_10k_v1.", "flan2021_v1.", "flan2022_v1.",
-    "natural_instructions_v2.", "mmlu_v1.", "bbh_v1.", "gsm8k_v1.", "mgsm_v1.",
+    "natural_instructions_v2.", "mmlu_v1.", "bbh_v1.", "gsm8k_v1.", "mgsm_v1.", "arithmetic_v1.",
 )  # fmt: skip
 import_task_modules(MODULES)
 NAMES = [name for name in list_tasks() if name.startswith(PREFIXES)]
@@ -92,7 +92,9 @@ def readable(name: str, data: Path) -> bool:
 
 
 def test_the_families_are_complete() -> None:
-    assert len(TASKS) == len(NAMES) - 1  # the mixture of Flan 2022
+    assert set(NAMES) - set(TASKS) == {
+        "arithmetic_v1.mixture", "flan2022_v1.mixture", "multi30k_v1.en_de_both_ways"
+    }  # fmt: skip
     for prefix in PREFIXES:
         assert any(name.startswith(prefix) for name in TASKS), prefix
     from dlm_jax.tasks.bbh import NLP_TASKS
@@ -118,7 +120,7 @@ def test_five_examples_of_every_task_decode(
         decoded = [(one.prompt, one.response) for one in shown.examples]
         counts = shown.counts[name]
         assert len(decoded) == counts.records == 5, name
-        assert all(prompt and response for prompt, response in decoded), name
+        assert all((prompt or found.plain_text) and text for prompt, text in decoded), name
         assert counts.tokens_cut == counts.dropped == 0
     assert decoded == first(name, found.split_names[0], 5)
     cut = preview(name, VOCABULARY, 1, length=12, limit=5).counts[name]
@@ -146,6 +148,24 @@ def test_no_example_demonstrates_itself(
                 assert {**one, DEMONSTRATIONS: 0} != {**record, DEMONSTRATIONS: 0}
             seen += 1
     assert seen >= 1
+
+
+@real
+def test_no_question_of_a_test_is_trained_on_or_demonstrates_another() -> None:
+    """MGSM holds questions of GSM8K's test set; demonstrations of both are of its train set."""
+
+    def questions(name: str, split: str) -> set[str]:
+        return {" ".join(record["question"].split()) for record in task(name).splits[split]()}
+
+    trained = questions("gsm8k_v1.answer", "train")
+    tested = questions("gsm8k_v1.answer", "test")
+    assert len(trained) == 7473 and len(tested) == 1319 and not trained & tested
+    english = questions("mgsm_v1.en", "test")
+    assert len(english) == 250 and english < tested
+    for name in ("gsm8k_v1.worked_3_shot", "mgsm_v1.de_3_shot_english"):
+        for record in itertools.islice(task(name).splits["test"](), 100):
+            shown = {" ".join(one["question"].split()) for one in record[DEMONSTRATIONS]}
+            assert len(shown) == 3 and shown <= trained
 
 
 EVALUATION_ONLY = [name for name in TASKS if name.startswith(("bbh_v1", "mgsm_v1", "mmlu_v1"))]
