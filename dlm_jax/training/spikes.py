@@ -52,8 +52,8 @@ class SkipSpikes:
 
     def empty(self) -> Recent:
         """Before the first step."""
-        values = jnp.zeros(self.window, jnp.float32)
-        return Recent(values, values, jnp.zeros((), jnp.int32))
+        losses, norms = (jnp.zeros(self.window, jnp.float32) for _ in range(2))
+        return Recent(losses, norms, jnp.zeros((), jnp.int32))
 
     def judge(
         self, recent: Recent, loss: jax.Array, norm: jax.Array, finite: jax.Array
