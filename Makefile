@@ -10,7 +10,7 @@ VENV ?= .venv
 # Where Linux takes torch (tests and benchmarks only) from: PyPI's file brings gigabytes of CUDA.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?= -n 2
-BENCHMARKS ?= train_step decode pretrained_vs_random head_memory lean_optimizer kill_and_restart plan_sizes
+BENCHMARKS ?= train_step decode cached_decode pretrained_vs_random head_memory lean_optimizer kill_and_restart plan_sizes
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

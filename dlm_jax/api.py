@@ -130,7 +130,8 @@ class DiffusionLanguageModel:
                 temperature: default 0, argmax.
                 special_tokens: default True: `</s>` and its like may be predicted within an
                     answer and are left out of its text, as in the paper; with False they are
-                    never written, and an answer has exactly its length.
+                    never written, and an answer has exactly its length; a causal model
+                    may still end one with `</s>`.
                 seed: default 0.
                 row_ids: identity of each row for its random numbers; default its number.
                 batch_size: rows at a time; default 64.

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=_lengths,
         metavar="TOKENS",
-        help="tokens of an answer (16); of several (1,2,4) the best-scored answer is kept",
+        help="tokens of an answer (16); of several (1,2,4) the best-scored answer is kept; of a "
+        "causal model, which ends its answers itself, the most",
     )
     parser.add_argument("--strategy", help="decoding, such as cmlm or left-to-right")
     parser.add_argument(
@@ -80,11 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     for text, answer in zip(prompts or arguments.infill, answers, strict=True):
         print(answer.text)
         if not answer.tokens:
-            print(
-                f"The answer to {text!r} is empty: the model wrote only special tokens such as "
-                "</s>, which --no_special_tokens forbids.",
-                file=sys.stderr,
-            )
+            why = "wrote only special tokens such as </s>, which --no_special_tokens forbids"
+            if model.denoiser.config.causal:
+                why = "ended it at once"
+            print(f"The answer to {text!r} is empty: the model {why}.", file=sys.stderr)
     if arguments.trace:
         _write_trace(Path(arguments.trace), model, _titles(prompts or arguments.infill, options))
 

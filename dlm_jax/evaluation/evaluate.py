@@ -13,7 +13,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.models.encoder import from_parameters
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
-from dlm_jax.training.evaluators import Evaluator
+from dlm_jax.training.evaluators import Evaluator, check_evaluators
 from dlm_jax.training.metrics import append_metrics
 from dlm_jax.training.sharding import placed_parameters
 
@@ -47,6 +47,7 @@ def evaluate(
         raise UserError(f"{run_dir} is not a run folder: dlm import makes one of foreign weights")
     model = find_model(run_dir, step=step)
     config, reached = model.description.config, model.step or 0
+    check_evaluators(evaluators, config)
     results: dict[str, dict[str, float]] = {}
     devices = jax.local_devices() if mesh else jax.local_devices()[:1]
     device_mesh = make_mesh(mesh or MeshConfig(), devices)

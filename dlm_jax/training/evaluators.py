@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 
 if TYPE_CHECKING:
     from dlm_jax.data.vocabularies import Vocabulary
+    from dlm_jax.models.config import EncoderConfig
     from dlm_jax.models.encoder import Encoder
 
 
@@ -24,3 +26,27 @@ class Evaluator(Protocol):
     ) -> dict[str, dict[str, float]]:
         """Returns {split: {metric: value}}, with splits such as 'eval/<task>'."""
         ...
+
+
+@runtime_checkable
+class ModelDependent(Protocol):
+    """An evaluator some of whose settings depend on the kind of the model."""
+
+    def resolved(self, config: EncoderConfig) -> Self:
+        """The same for a model, with what was left to it filled in.
+
+        Raises:
+            UserError: a setting is not for such models.
+        """
+        ...
+
+
+def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> None:
+    """Stops a run whose evaluation would fail hours later.
+
+    Raises:
+        UserError: a setting of an evaluator is not for models like this one.
+    """
+    for evaluator in evaluators:
+        if isinstance(evaluator, ModelDependent):
+            evaluator.resolved(config)

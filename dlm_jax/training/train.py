@@ -17,7 +17,7 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import multihost
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.parallel.rules import ShardingRules, use_rules
-from dlm_jax.training.evaluators import Evaluator
+from dlm_jax.training.evaluators import Evaluator, check_evaluators
 from dlm_jax.training.feed import HostData
 from dlm_jax.training.loop import Cadence
 from dlm_jax.training.objectives import Diffusion, ObjectiveConfig, check_attention_pattern
@@ -136,6 +136,7 @@ def train(
         _check_length(length, start.config)
         built = objective.build(start.vocabulary)
         check_attention_pattern(built, start.config)
+        check_evaluators(evaluators, start.config)
         device_mesh = make_mesh(mesh)
         run = Run(
             folder=folder,

@@ -96,6 +96,8 @@ def test_the_model_remembers_that_it_is_causal(run_dir, denoiser):
         assert (likelihood.standard_error, likelihood.tokens) == (0.0, answer.nfe)
         assert answer.log_probability == pytest.approx(-likelihood.nelbo, abs=1e-4)
         assert answer.score == pytest.approx(answer.log_probability / answer.nfe)
+    [short] = model.generate(["b: "], special_tokens=False)
+    assert (short.text, short.nfe) == ("c", 2)
     [cut] = model.generate(["a: "], length=3)
     assert (cut.text, cut.nfe) == ("bcd", 4)
     assert not dlm_jax.load(denoiser).denoiser.config.causal
@@ -146,6 +148,8 @@ def test_what_makes_no_sense_for_a_causal_model_is_one_sentence(
     err = refusal(capsys, *evaluate, "--gin.CANVAS='oracle'")
     assert "GenerationEvaluator.canvas is 'oracle', but a causal model" in err
     new = tmp_path / "new"
+    err = refusal(capsys, *command(denoiser, new, "--gin.GenerationEvaluator.canvas='search'"))
+    assert "GenerationEvaluator.canvas is 'search', but a causal model" in err
     err = refusal(capsys, *command(denoiser, new, "--gin.train.attention_pattern=None"))
     assert "AutoregressiveObjective needs a model with causal attention" in err
     adapt = [
