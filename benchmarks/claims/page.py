@@ -35,6 +35,7 @@ SECTIONS: Mapping[str, tuple[str, Section]] = {
     "pretraining": ("A pretrained encoder is a head start", sections.pretraining),
     "sizes": ("Larger models are better", sections.sizes),
     "instructions": ("More instructions help unseen tasks", sections.instructions),
+    "order": ("Answers are written in the order of their reasoning", sections.order),
 }
 
 

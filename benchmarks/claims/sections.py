@@ -18,6 +18,7 @@ from benchmarks.claims.tables import (
 )
 
 _SURE = 2.0  # standard errors
+_PAPERS_SAMPLER = "reparam-uncond-deterministic-cosine"
 _DIRECTIONS = {"multi30k_v1.en_de": "en→de", "multi30k_v1.de_en": "de→en"}
 
 
@@ -177,3 +178,69 @@ def instructions(document: Document) -> list[str]:
             f"{shot}: from 1 to 8 tasks the mean changes by {standard_errors(gain, spread)}.",
         )
     return lines
+
+
+def order(document: Document) -> list[str]:
+    """Whether answers are written in the order of their reasoning, by sampler."""
+    free, given = document["sweeps"]["order"], document["sweeps"]["left to right"]
+    rows = []
+    for cell in (*free, *given):
+        figures = cell["figures"]
+        steps = "one a token" if cell in given else str(cell["steps"])
+        rows.append(
+            [
+                f"`{cell['strategy']}`",
+                steps,
+                shown(figure(cell, "numeric_answer")),
+                number(figures["n"] * figures["answers_read"]),
+                _with_interval(figures, "topological_share"),
+                f"{figures['topological_share_chance']:.2g}",
+                _with_interval(figures, "topological_share_right"),
+                f"{figures['order_violations']:.1f}",
+            ]
+        )
+    header = [
+        "sampler",
+        "steps",
+        "right",
+        "read",
+        "in order",
+        "by chance",
+        "in order, of the right",
+        "wrong pairs",
+    ]
+    lines = [
+        "The paper marks by hand which ideas, equations and results of 30 worked answers appear "
+        "before which, and finds 21 of them in an order in which nothing appears before what it "
+        "builds on. Here a BERT-tiny (2 layers of width 128) is finetuned on word problems of two "
+        "steps from templates, whose answers know what builds on what, and the traces are judged.",
+        "",
+        *table(header, rows),
+        f"{number(free[0]['figures']['n'])} test questions. *Read* are the answers of the known "
+        "form, the others cannot be judged; of these, *in order* is the share in which no span "
+        "appears in an earlier step than one that it builds on, with Wilson's 95% interval. *By "
+        "chance* is the same after dealing the steps of each answer to its tokens at random, "
+        "exactly. *Wrong pairs* are those of an answer, of 18 that can be. What one step writes "
+        "counts as in order, so that fewer steps leave fewer ways to be out of it.",
+        "",
+    ]
+    for cell in free:
+        if cell["strategy"] == _PAPERS_SAMPLER:
+            lines += _mostly_in_order(cell["figures"], cell["steps"])
+    return lines
+
+
+def _with_interval(figures: Cell, name: str) -> str:
+    if name not in figures:
+        return "–"
+    return f"{figures[name]:.2f} [{figures[f'{name}_low']:.2f}, {figures[f'{name}_high']:.2f}]"
+
+
+def _mostly_in_order(figures: Cell, steps: int) -> list[str]:
+    low, high = (figures[f"topological_share_{end}"] for end in ("low", "high"))
+    often = "more often than" if low > figures["topological_share_chance"] else "as seldom as"
+    return verdict(
+        True if low > 0.5 else False if high < 0.5 else None,
+        f"With the paper's sampler and {steps} steps {figures['topological_share']:.0%} of the "
+        f"answers are written in order, {often} by chance.",
+    )
