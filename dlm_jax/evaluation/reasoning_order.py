@@ -81,6 +81,7 @@ class OrderOfAnswer:
       topological: whether no node appeared in an earlier step than one that it needs.
       strict: whether every node appeared in a later step than all that it needs.
       violations: pairs in the wrong order, of those in which one needs the other.
+      early: for each (needed node, node) whether the node appeared in the earlier step.
       chance: probability that the same steps, dealt to the tokens at random, are topological.
       strict_chance: likewise for `strict`.
     """
@@ -90,6 +91,7 @@ class OrderOfAnswer:
     topological: bool
     strict: bool
     violations: int
+    early: Mapping[tuple[str, str], bool]
     chance: float
     strict_chance: float
 
@@ -131,6 +133,7 @@ def order_of(
         topological=graph.ordered(times),
         strict=graph.ordered(times, strict=True),
         violations=graph.violations(times),
+        early={(a, b): times[b] < times[a] for a, b in graph.edges},
         chance=chance(False),
         strict_chance=chance(True),
     )
@@ -153,7 +156,9 @@ def order_figures(
       `answers_read`, the fraction of answers that have the form and so can be judged; of these
       `topological_share` and `strict_topological_share`, with `…_chance`, what the same steps dealt
       to the tokens at random would give in expectation; `topological_share_right`, among the right
-      answers alone; and `order_violations`, their mean number. Shares of nothing are left out.
+      answers alone; `order_violations`, their mean number; and `early/<node> before <needed>`, the
+      share of the answers with this dependency in which it is violated. Shares of nothing are left
+      out.
     """
     read = [order for order in orders if order is not None]
     figures = {"answers_read": len(read) / len(orders)}
@@ -165,6 +170,9 @@ def order_figures(
     figures |= _share("strict_topological_share", sum(o.strict for o in read), count, level)
     figures["strict_topological_share_chance"] = math.fsum(o.strict_chance for o in read) / count
     figures["order_violations"] = sum(order.violations for order in read) / count
+    for needed, node in dict.fromkeys(edge for order in read for edge in order.early):
+        early = [order.early[needed, node] for order in read if (needed, node) in order.early]
+        figures |= _share(f"early/{node} before {needed}", sum(early), len(early), level)
     if right is not None:
         chosen = [order for order, is_right in zip(orders, right) if order and is_right]
         if chosen:

@@ -56,6 +56,7 @@ QUANTITIES: dict[str, Quantity] = {
     "strict_topological_share": Quantity("strictly in order of reasoning", "fraction", "", 1.0),
     "strict_topological_share_chance": Quantity("strictly in order by chance", "fraction", "", 1.0),
     "order_violations": Quantity("pairs in the wrong order", "an answer", "lower"),
+    "early": Quantity("written before what it builds on", "fraction", "lower", 1.0),
     "answers_read": Quantity("answers of the known form", "fraction", "higher", 1.0),
     "token_f1": Quantity("token F1", "fraction", "higher", 1.0),
     "bleu": Quantity("BLEU", "0–100", "higher", 100.0),

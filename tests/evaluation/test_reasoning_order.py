@@ -159,6 +159,9 @@ def test_figures_are_shares_with_intervals() -> None:
     assert figures["topological_share_low"] == pytest.approx(0.2077, abs=1e-4)
     assert figures["topological_share_high"] == pytest.approx(0.9385, abs=1e-4)
     assert figures["order_violations"] == pytest.approx(1.0)
+    # The answer needs the result alone, directly; no other step was early.
+    assert figures["early/answer before result"] == pytest.approx(1 / 3)
+    assert figures["early/equation before idea"] == figures["early/result before equation"] == 0.0
     assert figures["topological_share_right"] == 1.0 and figures["answers_right"] == 1.0
     assert order_figures([None, None]) == {"answers_read": 0.0}
     odd = reveal_text(LETTERS, LETTERS.encode("so"), [2, 1], 2)
