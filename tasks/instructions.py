@@ -2,7 +2,7 @@
 more tasks that were?
 
 Mixtures of 1, 2, 4 and 8 tasks, those of a smaller one among those of a larger one, and four tasks
-that none of them holds. Every task comes without demonstrations and with two (`…_2shot`), half and
+that none of them holds. Every task comes without demonstrations and with two (`…_2_shot`), half and
 half in the mixtures.
 """
 
@@ -62,7 +62,7 @@ _NEW: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def _with_shots(task: TextTask) -> str:
     """Registers the task with demonstrations of its training split, and returns its name."""
-    name = f"instructions_v1.{task.name.partition('.')[2]}_{SHOTS}shot"
+    name = f"instructions_v1.{task.name.partition('.')[2]}_{SHOTS}_shot"
     register_task(
         name,
         splits=with_demonstrations(task.splits, task.splits["train"], SHOTS, identity="{question}"),
@@ -89,4 +89,4 @@ for _count in MIXTURES:
         f"instructions_v1.trained_{_count}",
         {member: 1.0 for name in TRAINED[:_count] for member in (name, _SHOT_NAMES[name])},
     )
-HELD_OUT_2SHOT = tuple(_SHOT_NAMES[name] for name in HELD_OUT)
+HELD_OUT_2_SHOT = tuple(_SHOT_NAMES[name] for name in HELD_OUT)

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator
 
 from dlm_jax.data.files import data_folder, find_file, read_parallel
-from dlm_jax.data.tasks import register_mixture, register_task
+from dlm_jax.data.tasks import register_task
 from dlm_jax.evaluation.metrics import bleu
 
 LANGUAGES = {"en": "English", "de": "German", "fr": "French"}
@@ -53,8 +53,4 @@ register_task(
         "Multi30k, an English caption and its German translation as one plain text: translation "
         "language modelling (Lample & Conneau 2019, arXiv 1901.07291)."
     ),
-)
-
-register_mixture(
-    "multi30k_v1.en_de_both_ways", {"multi30k_v1.en_de": 1.0, "multi30k_v1.de_en": 1.0}
 )

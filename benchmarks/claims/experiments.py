@@ -11,9 +11,12 @@ from pathlib import Path
 
 RUNS = Path("runs/claims")
 _FILES = "examples/claims"
-_BOTH_WAYS = "multi30k_v1.en_de_both_ways"
-DEPTHS = (1, 2, 4, 8)
+DEPTHS = (1, 2, 4)  # and all 12
 TASK_COUNTS = (1, 2, 4, 8)
+
+
+# Name of a sweep, and the value of its one setting.
+Place = tuple[str, str | int | float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Experiment:
       models: run folders by the names that the page uses.
       sweeps: folders of sweeps by what they measure.
       killed: folder of a sweep that is killed once, halfway, and started again.
+      compared: pairs of cells whose BLEU is compared example by example, each cell as the name of
+        its sweep and a setting that tells it from the others of the sweep's first model, the
+        worse one (as claimed) first.
+      lengths: the sweep and the setting of the cell whose predicted lengths are kept.
       nelbo: names of two models whose NELBO is compared example by example, the worse one last.
     """
 
@@ -60,6 +67,8 @@ class Experiment:
     models: Mapping[str, Path]
     sweeps: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     killed: Path | None = None
+    compared: tuple[tuple[Place, Place], ...] = ()
+    lengths: Place | None = None
     nelbo: tuple[str, str] | None = None
 
 
@@ -103,42 +112,83 @@ def _pretraining() -> Experiment:
 
 
 def _depth(layers: int) -> tuple[Command, ...]:
-    """A model of so many layers, up to its warm-up."""
+    """The lowest layers of the warmed-up encoder, finetuned as the whole one is."""
     folder = RUNS / "sizes" / str(layers)
+    source = str(RUNS / "e5/warm_up")
     return (
-        Command("prune", folder / "pruned", (str(RUNS / "e5/pruned"), f"--layers={layers}")),
-        _train("warm_up", folder / "warm_up", INITIAL_CHECKPOINT=str(folder / "pruned")),
+        *_pretraining().commands[:2],
+        Command("prune", folder / "pruned", (source, f"--layers={layers}")),
+        _train("translate", folder / "translate", INITIAL_CHECKPOINT=str(folder / "pruned")),
     )
 
 
 def _sizes() -> Experiment:
-    commands: list[Command] = [_PRUNED]
-    for layers in DEPTHS:
-        folder = RUNS / "sizes" / str(layers)
-        finetuning = _train(
-            "translate",
-            folder / "translate",
-            INITIAL_CHECKPOINT=str(folder / "warm_up"),
-            TASK=_BOTH_WAYS,
-            TOTAL_STEPS=400,
-        )
-        commands += [*_depth(layers), finetuning]
+    models = {f"{n} layer{'s' * (n > 1)}": RUNS / "sizes" / str(n) / "translate" for n in DEPTHS}
     return Experiment(
         "sizes",
-        (*commands, _sweep("sizes"), _sweep("sizes_likelihood")),
-        {f"{layers} layers": RUNS / "sizes" / str(layers) / "translate" for layers in DEPTHS},
+        (
+            *_pretraining().commands[:3],
+            *(command for layers in DEPTHS for command in _depth(layers)[2:]),
+            _sweep("sizes"),
+            _sweep("sizes_likelihood"),
+        ),
+        {**models, "12 layers": RUNS / "e5/translate"},
         {"bleu": RUNS / "sweeps/sizes", "nelbo": RUNS / "sweeps/sizes_likelihood"},
         killed=RUNS / "sweeps/sizes",
     )
 
 
-def _best() -> tuple[Command, ...]:
-    """The longest trained model: three times the steps of the pretraining experiment."""
-    e5 = RUNS / "e5"
-    start = str(e5 / "translate")
+def _baseline() -> tuple[Command, ...]:
+    """The diffusion model of 4 layers with a length predictor, and its autoregressive twin."""
+    folder = RUNS / "sizes/4"
     return (
-        *_pretraining().commands[:3],
-        _train("translate", RUNS / "best", INITIAL_CHECKPOINT=start, TOTAL_STEPS=640),
+        *_pretraining().commands[:2],
+        *_depth(4)[2:],
+        Command("length", folder / "translate", (f"--gin_file={_FILES}/length.gin",)),
+        _train(
+            "autoregressive",
+            RUNS / "autoregressive",
+            INITIAL_CHECKPOINT=str(folder / "pruned"),
+        ),
+    )
+
+
+_TWINS = {
+    "diffusion, 4 layers": RUNS / "sizes/4/translate",
+    "autoregressive, 4 layers": RUNS / "autoregressive",
+}
+
+
+def _translation() -> Experiment:
+    """The best model, and a smaller one beside the baseline of the same size and steps."""
+    best = RUNS / "e5/translate"
+    sweeps = ("translation", "translation_beam", "translation_autoregressive")
+    return Experiment(
+        "translation",
+        (
+            *_pretraining().commands[:3],
+            Command("length", best, (f"--gin_file={_FILES}/length.gin",)),
+            *_baseline()[2:],
+            *map(_sweep, sweeps),
+        ),
+        {"diffusion, 12 layers": best, **_TWINS},
+        {name: RUNS / "sweeps" / name for name in sweeps},
+        compared=(
+            (("translation", "fixed"), ("translation", "predicted")),
+            (("translation", "predicted"), ("translation_beam", 5)),
+            (("translation", "predicted"), ("translation", "oracle")),
+            (("translation_autoregressive", 0.0), ("translation_beam", 5)),
+        ),
+        lengths=("translation", "predicted"),
+    )
+
+
+def _steps() -> Experiment:
+    return Experiment(
+        "steps",
+        (*_baseline(), _sweep("steps"), _sweep("steps_autoregressive")),
+        _TWINS,
+        {name: RUNS / "sweeps" / name for name in ("steps", "steps_autoregressive")},
     )
 
 
@@ -164,7 +214,10 @@ def _instructions() -> Experiment:
         (*commands, _sweep("instructions")),
         {
             "adapted": folder / "adapt",
-            **{f"{count} tasks": folder / f"trained_{count}" for count in TASK_COUNTS},
+            **{
+                f"{count} task{'s' * (count > 1)}": folder / f"trained_{count}"
+                for count in TASK_COUNTS
+            },
         },
         {"accuracy": RUNS / "sweeps/instructions"},
     )
@@ -198,5 +251,10 @@ def _order() -> Experiment:
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (_pretraining(), _sizes(), _instructions(), _order())
+    for experiment in (
+        _pretraining(),
+        _sizes(),
+        _instructions(),
+        _order(),
+    )
 }

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.experiments import Experiment
+from benchmarks.claims.experiments import Experiment, Place
 from benchmarks.claims.running import KILLED, current_commit, entries
 
-_NELBO_EXAMPLES, _NELBO_DRAWS, _NELBO_LENGTH = 300, 4, 96
+_NELBO_EXAMPLES, _NELBO_DRAWS, _NELBO_LENGTH = 100, 4, 96
 _RESAMPLES = 2000
 
 
 def measure(experiment: Experiment) -> dict[str, Any]:
     """Returns the document of the experiment, all of it plain values for JSON."""
+    from dlm_jax.evaluation.metrics import signature
+
     began = {entry["command"]: entry for entry in entries()}
     lines = [command.line for command in experiment.commands]
     document: dict[str, Any] = {
@@ -32,11 +34,18 @@ def measure(experiment: Experiment) -> dict[str, Any]:
         "commits": {line: began[line]["commit"] for line in lines if line in began},
         "cores": len(os.sched_getaffinity(0)),
         "models": {name: describe(folder) for name, folder in experiment.models.items()},
+        "signature": signature("bleu"),
         "sweeps": {name: cells(folder) for name, folder in experiment.sweeps.items()},
     }
     if experiment.killed:
         record = (experiment.killed / KILLED).read_text(encoding="utf-8")
         document["killed"] = json.loads(record)
+    if experiment.compared:
+        document["compared"] = [_compared(experiment, *pair) for pair in experiment.compared]
+    if experiment.lengths:
+        rows = _answers_at(experiment, experiment.lengths)
+        columns = ("true_length", "predicted_length", "length_confidence")
+        document["lengths"] = [[row[name] for name in columns] for row in rows]
     if experiment.nelbo:
         first, second = (experiment.models[name] for name in experiment.nelbo)
         document["nelbo"] = _paired_nelbo(experiment.nelbo, (first, second))
@@ -165,6 +174,19 @@ def answers(folder: Path, identity: str) -> list[dict[str, Any]]:
     """The predictions of a cell, in the order of the examples."""
     [file] = (folder / "cells" / identity / "eval").glob("*/*.jsonl")
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _answers_at(experiment: Experiment, place: Place) -> list[dict[str, Any]]:
+    name, value = place
+    folder = experiment.sweeps[name]
+    sweep = load_sweep(folder)
+    cell = next(cell for cell in sweep.cells() if value in cell.settings.values())
+    return answers(folder, cell.identity)
+
+
+def _compared(experiment: Experiment, first: Place, second: Place) -> dict[str, Any]:
+    pair = [_answers_at(experiment, place) for place in (first, second)]
+    return {"first": list(first), "second": list(second), **paired_bleu(*pair)}
 
 
 def paired_bleu(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Any:

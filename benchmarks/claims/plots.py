@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,15 +29,13 @@ def _scale(axes: Any, places: list[float], label: str) -> None:
 
 
 def sizes(document: Document) -> Any:
-    """NELBO and BLEU against parameters, both directions."""
+    """NELBO and BLEU against parameters."""
     drawing, panels = style.new_panels(2, 2.6)
     steps = max(cell["steps"] for cell in document["sweeps"]["bleu"])
     for axes, sweep, wanted in zip(panels, ("nelbo", "bleu"), ({}, {"steps": steps})):
-        for index, task in enumerate(("multi30k_v1.en_de", "multi30k_v1.de_en")):
-            cells = select(document["sweeps"][sweep], task=task, **wanted)
-            places = [cell["parameters"] for cell in cells]
-            look = _look(index, task.split(".")[1].replace("_", "→"))
-            _points(axes, places, [figure(cell, sweep) for cell in cells], **look)
+        cells = select(document["sweeps"][sweep], task="multi30k_v1.en_de", **wanted)
+        places = [cell["parameters"] for cell in cells]
+        _points(axes, places, [figure(cell, sweep) for cell in cells], **_look(0, "en→de"))
         _scale(axes, places, "parameters")
         axes.set_title(sweep.upper())
         axes.set_ylabel("nats/token" if sweep == "nelbo" else "BLEU")
@@ -53,7 +52,7 @@ def instructions(document: Document) -> Any:
             found = [
                 figure(cell, "exact_match")
                 for cell in select(cells, model=model["folder"])
-                if cell["task"].endswith("_2shot") == (shot == "two-shot")
+                if cell["task"].endswith("_2_shot") == (shot == "two-shot")
             ]
             if not name[0].isdigit():
                 continue
@@ -67,7 +66,63 @@ def instructions(document: Document) -> Any:
     return drawing
 
 
-PLOTS: Mapping[str, Callable[[Document], Any]] = {"sizes": sizes, "instructions": instructions}
+def translation(document: Document) -> Any:
+    """Predicted against true length, and the reliability of the predictor's probability."""
+    from dlm_jax.sampling.length_calibration import reliability
+
+    drawing, (scatter, reliable) = style.new_panels(2, 2.8)
+    true, predicted, confidences = zip(*document["lengths"])
+    counts = collections.Counter(zip(true, predicted))
+    scatter.scatter(
+        [t for t, _ in counts],
+        [p for _, p in counts],
+        s=[8 * n for n in counts.values()],
+        color=style.SERIES_COLORS[0],
+        alpha=0.5,
+        linewidths=0,
+    )
+    ends = [min(true), max(true)]
+    scatter.plot(ends, ends, color=style.MUTED, linewidth=1)
+    scatter.set_xlabel("true length, tokens")
+    scatter.set_ylabel("predicted length")
+    right = [t == p for t, p in zip(true, predicted)]
+    bins = reliability(confidences, right)
+    _points(
+        reliable,
+        [one.confidence for one in bins],
+        [(one.accuracy, (one.accuracy * (1 - one.accuracy) / one.count) ** 0.5) for one in bins],
+        **_look(1, "predicted length"),
+    )
+    reliable.plot([0, 1], [0, 1], color=style.MUTED, linewidth=1)
+    reliable.set_xlabel("probability of the likeliest length")
+    reliable.set_ylabel("share that is right")
+    return drawing
+
+
+def steps(document: Document) -> Any:
+    """BLEU against denoiser evaluations, and the autoregressive baseline as a point."""
+    drawing, [axes] = style.new_panels(1, 3.0)
+    cells = document["sweeps"]["steps"]
+    for index, strategy in enumerate(dict.fromkeys(cell["strategy"] for cell in cells)):
+        found = select(cells, strategy=strategy)
+        places = [float(cell["steps"]) for cell in found]
+        _points(axes, places, [figure(c, "bleu") for c in found], **_look(index, strategy))
+    [baseline] = document["sweeps"]["steps_autoregressive"]
+    evaluations = baseline["figures"]["nfe"]
+    look = {**_look(4, "autoregressive, greedy"), "linestyle": "none"}
+    _points(axes, [evaluations], [figure(baseline, "bleu")], **look)
+    _scale(axes, places, "denoiser evaluations")
+    axes.set_ylabel("BLEU")
+    axes.set_ylim(bottom=0.0)
+    return drawing
+
+
+PLOTS: Mapping[str, Callable[[Document], Any]] = {
+    "sizes": sizes,
+    "translation": translation,
+    "steps": steps,
+    "instructions": instructions,
+}
 
 
 def write(documents: Mapping[str, Document], folder: Path) -> None:
@@ -77,6 +132,6 @@ def write(documents: Mapping[str, Document], folder: Path) -> None:
             continue
         with style.styled():
             drawing = draw(documents[name])
-            for axes in drawing.axes[:1]:
-                drawing.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+            handles, labels = drawing.axes[0].get_legend_handles_labels()
+            drawing.legend(handles, labels, loc="outside upper left", ncols=2)
             drawing.savefig(folder / f"{name}.png", dpi=100, metadata={"Software": None})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -102,14 +103,25 @@ def entries(log: Path = RUNS / "commands.jsonl") -> list[dict[str, Any]]:
 
 
 def current_commit() -> str:
-    """Hash of the commit that is checked out; '+' follows it where files differ from it."""
+    """Hash of the commit that is checked out; '+' follows it where programs differ from it."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True).stdout
+    changed = subprocess.run([*git, "status", "--porcelain", ":!docs"], capture_output=True).stdout
     return commit.stdout.decode().strip() + ("+" if changed.strip() else "")
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether the last checkpoint of a training run is there."""
+    record = folder / "config.gin"
+    if not record.is_file():
+        return False
+    steps = re.search(r"^TOTAL_STEPS = (\d+)", record.read_text(encoding="utf-8"), re.M)
+    return steps is not None and (folder / "checkpoints" / steps[1]).is_dir()
+
+
 def _is_done(command: Command, log: Path) -> bool:
-    if command.verb == "prune" and (command.run_dir / "model.json").is_file():
+    if command.verb == "prune":
+        return (command.run_dir / "model.json").is_file()
+    if command.verb == "train" and _is_trained(command.run_dir):
         return True
     return any(e["command"] == command.line and e["code"] == 0 for e in entries(log))

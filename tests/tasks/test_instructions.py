@@ -24,9 +24,9 @@ def test_a_smaller_mixture_is_within_a_larger_one_and_none_holds_an_unseen_task(
         assert {share for _, share in found} == {1 / (2 * count)}
         assert smaller < names
         smaller = names
-    assert not smaller & {*module.HELD_OUT, *module.HELD_OUT_2SHOT}
+    assert not smaller & {*module.HELD_OUT, *module.HELD_OUT_2_SHOT}
     held_out = {name.partition(".")[2] for name in module.HELD_OUT}
-    assert not held_out & {name.partition(".")[2].removesuffix("_2shot") for name in smaller}
+    assert not held_out & {name.partition(".")[2].removesuffix("_2_shot") for name in smaller}
 
 
 @needs_reasoning_gym
@@ -34,7 +34,7 @@ def test_demonstrations_come_from_the_training_split_and_are_not_the_question() 
     import_task_modules(["instructions"])
     task = get_task("instructions_v1.count_bits")
     trained = {f"{one.inputs} {one.targets}" for one in task.examples("train")}
-    shown = get_task("instructions_v1.count_bits_2shot")
+    shown = get_task("instructions_v1.count_bits_2_shot")
     for plain, one in itertools.islice(zip(task.examples("test"), shown.examples("test")), 20):
         assert one.targets == plain.targets and one.inputs.endswith(" " + plain.inputs)
         front = one.inputs.removesuffix(plain.inputs)
