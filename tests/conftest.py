@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,5 +29,41 @@ def on_eight_devices() -> Callable[..., Any]:
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def on_processes() -> Callable[..., list[Any]]:
+    """Runs a program in several processes that can meet.
+
+    Its arguments are an address for `multihost.initialize`, how many they are, the process's own
+    number, and what else is given. Returns the JSON of the last line that each prints.
+    """
+
+    def run(program: str, count: int, *arguments: object, devices: int = 1) -> list[Any]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        flags = (
+            f"--xla_force_host_platform_device_count={devices}",
+            "--xla_backend_optimization_level=0",
+        )
+        environment = {**os.environ, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", program, address, str(count)]
+        processes = [
+            subprocess.Popen(
+                [*command, str(number), *map(str, arguments)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(count)
+        ]
+        outputs = [process.communicate(timeout=600) for process in processes]
+        for process, (_, error) in zip(processes, outputs):
+            assert process.returncode == 0, error[-3000:]
+        return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
     return run

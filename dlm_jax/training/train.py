@@ -20,7 +20,12 @@ from dlm_jax.parallel.rules import ShardingRules, use_rules
 from dlm_jax.training.evaluators import Evaluator, check_evaluators
 from dlm_jax.training.feed import HostData
 from dlm_jax.training.loop import Cadence
-from dlm_jax.training.objectives import Diffusion, ObjectiveConfig, check_attention_pattern
+from dlm_jax.training.objectives import (
+    Diffusion,
+    Objective,
+    ObjectiveConfig,
+    check_attention_pattern,
+)
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
 from dlm_jax.training.run import Run, TrainResult
@@ -126,6 +131,7 @@ def train(
     """
     began = time.time()
     _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
+    cadence = Cadence(total_steps, log_every, evaluate_every, checkpoints.save_every, on_nonfinite)
     folder = RunFolder(run_dir)
     overrides = config_overrides(dtype, dropout_rate, remat_policy, attention, attention_pattern)
     with StopRequests() as stops:
@@ -133,9 +139,7 @@ def train(
             "model",
             lambda: Start.find(folder, initial_checkpoint, model, vocabulary, overrides, seed),
         )
-        _check_length(length, start.config)
-        built = objective.build(start.vocabulary)
-        check_attention_pattern(built, start.config)
+        built = _checked_objective(objective, start, length)
         check_evaluators(evaluators, start.config)
         device_mesh = make_mesh(mesh)
         run = Run(
@@ -143,9 +147,7 @@ def train(
             description=ModelDescription(start.config, task, length, start.origin),
             vocabulary=start.vocabulary,
             notes=start.notes,
-            cadence=Cadence(
-                total_steps, log_every, evaluate_every, checkpoints.save_every, on_nonfinite
-            ),
+            cadence=cadence,
             checkpoints=checkpoints,
             learning_rates=optimizer.learning_rates(total_steps),
             evaluators=evaluators,
@@ -202,11 +204,16 @@ def _check_counts(batch_size: int, accumulation: int, total_steps: int, log_ever
         )
 
 
-def _check_length(length: int, config: EncoderConfig) -> None:
-    if length > config.max_length:
+def _checked_objective(objective: ObjectiveConfig, start: Start, length: int) -> Objective:
+    """The objective for a model that is right for it, and long enough."""
+    if length > start.config.max_length:
         raise UserError(
-            f"train.length is {length}, more than the {config.max_length} positions of the model"
+            f"train.length is {length}, more than the {start.config.max_length} positions of the "
+            "model"
         )
+    built = objective.build(start.vocabulary)
+    check_attention_pattern(built, start.config)
+    return built
 
 
 def config_overrides(

@@ -11,6 +11,9 @@ import pytest
 from flax import nnx
 
 from dlm_jax.checkpoints.huggingface import ForeignWeights, _Reader, _Tensors, export_folder
+from dlm_jax.checkpoints.loading import LoadedModel, save_model
+from dlm_jax.checkpoints.run_folder import ModelDescription
+from dlm_jax.data.vocabularies import ByteVocabulary
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 
@@ -78,6 +81,56 @@ def test_no_table_is_whole_on_a_device_or_in_a_read(on_eight_devices):
     for name, largest_read, on_a_device in report:
         assert largest_read < 1 and on_a_device < 1, json.dumps(report)
         assert (name == "run") == (largest_read == 0)
+
+
+ON_TWO_PROCESSES = """
+import json, pathlib, sys
+import jax, numpy as np
+from flax import nnx
+from dlm_jax.parallel import multihost
+from dlm_jax.parallel.cluster import Cluster
+
+multihost.initialize(Cluster(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), "the test"))
+from dlm_jax.checkpoints import huggingface
+from dlm_jax.checkpoints.loading import find_model
+from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
+from dlm_jax.training.sharding import placed_parameters
+
+folder, read, numbers = pathlib.Path(sys.argv[4]), huggingface._Tensors.read, [0]
+
+def watched(self, name, spans):
+    part = read(self, name, spans)
+    numbers[0] += part.size
+    return part
+
+huggingface._Tensors.read = watched
+mesh, shares = make_mesh(MeshConfig(data=1, fsdp=4)), {}
+with jax.set_mesh(mesh):
+    for name, vocabulary in (("run", None), ("hf", str(folder / "vocabulary"))):
+        model = find_model(folder / name, vocabulary=vocabulary)
+        found = model.read(placed_parameters(model.description.config, mesh))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            expected = np.load(folder / f"{name}.npy")
+            for shard in leaf.addressable_shards:
+                np.testing.assert_array_equal(shard.data, expected[shard.index])
+print(json.dumps(numbers[0] / model.description.config.num_parameters()), flush=True)
+multihost.leave(0)
+"""
+
+
+def test_two_hosts_read_their_own_parts(on_processes, tmp_path):
+    parameters = jax.device_get(encoders.parameters(encoders.Encoder(CONFIG, rngs=nnx.Rngs(0))))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        np.save(tmp_path / jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+    model = LoadedModel(ModelDescription(CONFIG), ByteVocabulary(), parameters)
+    save_model(model, tmp_path / "run")
+    export_folder(CONFIG, parameters, None, tmp_path / "hf")
+    ByteVocabulary().save(tmp_path / "vocabulary")
+    shares = on_processes(ON_TWO_PROCESSES, 2, tmp_path, devices=2)
+    # Half of what is split, and all of the few parameters that are not.
+    assert all(0.5 <= share < 0.75 for share in shares), shares
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta-xl"])

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,9 @@ from flax import nnx
 from dlm_jax.parallel import multihost
 from dlm_jax.parallel.cluster import Cluster
 
-address, count, mine, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+address, count, mine = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder = pathlib.Path(sys.argv[4]) / str(mine)
+sys.path.insert(0, sys.argv[5])
 if count > 1:
     multihost.initialize(Cluster(address, count, mine, "the test"))
 import toy_tasks
@@ -60,43 +58,11 @@ multihost.leave(0)
 """
 
 
-def _run(folder, count):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                PROGRAM,
-                address,
-                str(count),
-                str(mine),
-                str(folder / str(mine)),
-            ],
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "PYTHONPATH": os.pathsep.join([str(TOYS), os.environ.get("PYTHONPATH", "")]),
-                "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for mine in range(count)
-    ]
-    outputs = [process.communicate(timeout=600) for process in processes]
-    for process, (_, error) in zip(processes, outputs):
-        assert process.returncode == 0, error[-3000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(on_processes, tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) for name in ("alone", "pair")]
-    return folders, _run(folders[0], 1)[0], _run(folders[1], 2)
+    [alone] = on_processes(PROGRAM, 1, folders[0], TOYS)
+    return folders, alone, on_processes(PROGRAM, 2, folders[1], TOYS)
 
 
 def test_the_figures_are_those_of_one_process_on_both(runs):
