@@ -72,6 +72,7 @@ def canvas_of(prompts, vocabulary, room=ROOM, **settings):
     return infilling_canvas(parts, vocabulary, ended=False, **settings)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_greedy_decoding_equals_a_loop_over_prefixes(model, vocabulary, key):
     canvas = canvas_of(PROMPTS, vocabulary)
     policy = Policy.parse("autoregressive", eos_id=END)
@@ -116,6 +117,7 @@ def test_a_row_depends_on_no_neighbour_padding_or_room(model, vocabulary, key):
         np.testing.assert_array_equal(scores, answers[0][1])
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_whole_batch_at_once_writes_the_same(model, vocabulary, key):
     canvas = canvas_of(PROMPTS, vocabulary)
     policy = Policy.parse("autoregressive", eos_id=END)
