@@ -5,33 +5,39 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dlm_jax.checkpoints.loading import load_model
-from dlm_jax.checkpoints.run_folder import ModelDescription
+from dlm_jax.checkpoints.length_predictor import load_length_predictor
+from dlm_jax.checkpoints.loading import load_model, run_of_source
+from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
+from dlm_jax.data.gaps import GappedText
 from dlm_jax.data.packing import empty_batch
 from dlm_jax.data.table import assemble
 from dlm_jax.data.vocabularies import Vocabulary
-from dlm_jax.diffusion.autoregressive import AutoregressiveObjective
-from dlm_jax.diffusion.likelihood import NelboEstimate, monte_carlo_nelbo
 from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.errors import UserError
-from dlm_jax.models.encoder import Encoder, from_parameters
+from dlm_jax.models.encoder import Encoder, from_parameters, parameters
+from dlm_jax.models.length_predictor import LengthPredictor
 from dlm_jax.sampling.autoregressive import AUTO, NextToken, strategy_for
 from dlm_jax.sampling.canvas import LENGTH_MULTIPLE, Canvas, infilling_canvas, up_to_end
+from dlm_jax.sampling.choice import (
+    Candidate,
+    candidates,
+    check_replicates,
+    check_rerank,
+    choose,
+    replicate_id,
+)
+from dlm_jax.sampling.length_prediction import Beam, length_beam, length_log_probs
 from dlm_jax.sampling.loop import generate
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.trace import Trace
-from dlm_jax.training.scoring import score
-
-# Both spellings of a mask, whatever the vocabulary calls it; '*3' makes a gap of three tokens.
-_GAP = re.compile(r"(?:\[MASK\]|<mask>)(?:\*(\d+))?")
+from dlm_jax.training.scoring import nelbo_of_rows, nll_of_rows
 
 Parts = Sequence[Sequence[int] | int]
 
@@ -82,37 +88,134 @@ class DiffusionLanguageModel:
         vocabulary: text to ids and back.
         description: the shape and history of the model.
         trace: of the last call of `generate` or `infill` with `trace=True`.
+        candidates: the rows of the last call of `generate`, which are those of its trace.
     """
 
     def __init__(
-        self, denoiser: Encoder, vocabulary: Vocabulary, description: ModelDescription
+        self,
+        denoiser: Encoder,
+        vocabulary: Vocabulary,
+        description: ModelDescription,
+        folder: RunFolder | None = None,
     ) -> None:
+        """Takes the parts; `folder` is that of the run, where its length predictor may stand."""
         self.denoiser = denoiser
         self.vocabulary = vocabulary
         self.description = description
         self.trace: Trace | None = None
+        self.candidates: list[Candidate] = []
+        self._folder = folder
+
+    @functools.cached_property
+    def length_predictor(self) -> LengthPredictor:
+        """The length predictor that `dlm length` has trained for these weights; read when needed.
+
+        Raises:
+            UserError: there is none, or it belongs to another model.
+        """
+        if self._folder is not None:
+            folder, config = self._folder.length_predictor, self.denoiser.config
+            found = load_length_predictor(folder, config, parameters(self.denoiser))
+            if found is not None:
+                return found
+        where = "the model" if self._folder is None else f"{self._folder.path}"
+        raise UserError(
+            f"{where} has no length predictor: train one with dlm length --run_dir=…, or give the "
+            "lengths to try"
+        )
 
     def generate(
-        self, prompts: Sequence[str], *, length: int | Sequence[int] = 16, **options: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        length: int | Sequence[int] | str = 16,
+        length_beam: int = 1,
+        **options: Any,
     ) -> list[Answer]:
         """Answers prompts.
 
         Args:
             prompts: texts.
             length: tokens of an answer; of several, each is tried and the one with the best mean
-                log-probability kept. Of a causal model, which ends its answers itself, the most.
-            **options: `strategy`, `steps`, `temperature`, `special_tokens`, `seed`, `trace`,
-                `batch_size` and `row_ids`, see `generate_ids`.
+                log-probability kept; 'predicted' tries the `length_beam` likeliest by the length
+                predictor. Of a causal model, which ends its answers itself, the most.
+            length_beam: how many predicted lengths to try.
+            **options: `mbr` and `rerank`, see `best_answers`; `strategy`, `steps`, `temperature`,
+                `special_tokens`, `seed`, `trace`, `batch_size` and `row_ids`, see `generate_ids`.
 
         Raises:
-            UserError: a prompt is too long, or an option is wrong.
+            UserError: a prompt is too long, an option is wrong, or there is no length predictor.
         """
         if isinstance(prompts, str):
             raise UserError("generate takes a list of prompts: put the text in brackets")
         ids = [[self.vocabulary.bos_id, *self.vocabulary.encode(prompt)] for prompt in prompts]
-        if isinstance(length, int):
-            return self.generate_ids(ids, [length] * len(ids), **options)
-        return self.search_lengths(ids, length, **options)
+        if isinstance(length, str):
+            if length != "predicted":
+                raise UserError(
+                    f"length is {length!r}, and must be a number of tokens, several of them, or "
+                    "'predicted'"
+                )
+            if self.denoiser.config.causal:
+                raise UserError(
+                    "a causal model ends its answers itself: give the most tokens of an answer"
+                )
+            log_probs = self.length_log_probs(ids)
+            return self.best_answers(ids, self.beams(ids, log_probs, length_beam), **options)
+        lengths = [length] if isinstance(length, int) else length
+        return self.search_lengths(ids, lengths, **options)
+
+    def length_log_probs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Log-probability of every length of an answer, by the length predictor.
+
+        Args:
+            prompts: ids of each row, `<s>` included.
+
+        Returns:
+            float32 [prompts, classes]; entry c is that of c + 1 tokens, `</s>` not counted.
+
+        Raises:
+            UserError: a prompt is longer than the model takes, or there is no length predictor.
+        """
+        longest = self.denoiser.config.max_length
+        for number, prompt in enumerate(prompts):
+            if len(prompt) > longest:
+                raise UserError(
+                    f"prompt {number} takes {len(prompt)} tokens, and the model takes at most "
+                    f"{longest}"
+                )
+        return length_log_probs(
+            self.denoiser,
+            self.length_predictor,
+            prompts,
+            pad_id=self.vocabulary.pad_id,
+            max_length=longest,
+        )
+
+    def beams(
+        self, prompts: Sequence[Sequence[int]], log_probs: np.ndarray, size: int
+    ) -> list[Beam]:
+        """The `size` likeliest lengths of each answer that its prompt leaves room for.
+
+        Args:
+            prompts: ids of each row, `<s>` included.
+            log_probs: of `length_log_probs`, [prompts, classes].
+            size: how many.
+
+        Raises:
+            UserError: `size` is not positive, or a prompt leaves no room.
+        """
+        if size < 1:
+            raise UserError(f"length_beam is {size}, and must be 1 or more")
+        found = []
+        for number, (prompt, row) in enumerate(zip(prompts, log_probs, strict=True)):
+            room = self.denoiser.config.max_length - len(prompt) - 1
+            if room < 1:
+                raise UserError(
+                    f"prompt {number} takes {len(prompt)} tokens, which leaves no room for an "
+                    f"answer and </s> in a row of {self.denoiser.config.max_length}"
+                )
+            found.append(length_beam(row, size, room))
+        return found
 
     def generate_ids(
         self, prompts: Sequence[Sequence[int]], response_lengths: Sequence[int], **options: Any
@@ -149,6 +252,7 @@ class DiffusionLanguageModel:
         lengths: Sequence[int],
         *,
         log_priors: Sequence[float] | None = None,
+        rerank: str | None = None,
         **options: Any,
     ) -> list[Answer]:
         """Answers each prompt once for every candidate length and keeps the best.
@@ -157,38 +261,70 @@ class DiffusionLanguageModel:
             prompts: ids of each row, `<s>` included.
             lengths: candidates, in tokens.
             log_priors: log-probability of each length. With it the answer is the most probable pair
-                of length and text, log p(length) + Σ log p; without it the one of the best mean
-                log-probability of its tokens, as in the paper, which knows no prior.
-            **options: those of `generate_ids`; `nfe` adds the candidates up.
+                of length and text, unless `rerank` says otherwise.
+            rerank: see `best_answers`.
+            **options: `mbr` and those of `generate_ids`; `nfe` adds the candidates up.
         """
         if not lengths:
             raise UserError("response lengths are empty: there is no length to try")
-        if self.denoiser.config.causal and len(lengths) > 1:
+        if rerank is None and log_priors is not None and options.get("mbr", 1) == 1:
+            rerank = "joint"
+        priors = [0.0] * len(lengths) if log_priors is None else log_priors
+        beam = [(int(n), float(prior)) for n, prior in zip(lengths, priors, strict=True)]
+        return self.best_answers(prompts, [beam] * len(prompts), rerank=rerank, **options)
+
+    def best_answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        beams: Sequence[Beam],
+        *,
+        mbr: int = 1,
+        rerank: str | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answers each prompt `mbr` times for every length of its beam and keeps one answer.
+
+        All candidates are rows of one decoding, and what each becomes does not depend on the
+        others.
+
+        Args:
+            prompts: ids of each row, `<s>` included.
+            beams: for each prompt the lengths to try, in tokens, with their log-probabilities.
+            mbr: answers of each length, with noise of their own; more than one needs a temperature
+                or a strategy with noise.
+            rerank: which candidate is kept, see `sampling.choice.choose`: 'mean' log-probability of
+                its tokens (the paper's; the default), 'joint' with the length's, or the highest
+                expected utility under 'bleu' (the default where `mbr` is above 1), 'rougeL' or
+                'exact_match' (a majority vote).
+            **options: those of `generate_ids`; `nfe` adds the candidates up. The pass over the
+                prompt that predicts lengths is not counted.
+
+        Raises:
+            UserError: an option is wrong, or `mbr` answers would all be the same.
+        """
+        chosen = rerank or ("mean" if mbr == 1 else "bleu")
+        check_rerank(chosen)
+        causal = self.denoiser.config.causal
+        if causal and any(len(beam) > 1 for beam in beams):
             raise UserError(
                 "a causal model ends its answers itself: give the most tokens of an answer, not "
                 "several lengths to try"
             )
-        priors = [0.0] * len(lengths) if log_priors is None else list(log_priors)
+        strategy = strategy_for(causal=causal, asked=options.get("strategy", AUTO))
+        temperature = options.get("temperature", 0.0)
+        check_replicates(mbr, Policy.parse(strategy, temperature=temperature))
         row_ids = options.pop("row_ids", range(len(prompts)))
+        self.candidates = rows = candidates(beams, mbr)
         answers = self.generate_ids(
-            [list(prompt) for prompt in prompts for _ in lengths],
-            [int(n) for _ in prompts for n in lengths],
-            row_ids=[i for i in row_ids for _ in lengths],
+            [prompts[row.prompt] for row in rows],
+            [row.length for row in rows],
+            row_ids=[replicate_id(row_ids[row.prompt], row.replicate) for row in rows],
             **options,
         )
-
-        def rank(candidate: tuple[Answer, float]) -> float:
-            answer, prior = candidate
-            return answer.score if log_priors is None else answer.log_probability + prior
-
-        groups = [answers[i : i + len(lengths)] for i in range(0, len(answers), len(lengths))]
-        return [
-            dataclasses.replace(
-                max(zip(group, priors, strict=True), key=rank)[0],
-                nfe=sum(answer.nfe for answer in group),
-            )
-            for group in groups
-        ]
+        groups: list[list[tuple[Answer, float]]] = [[] for _ in prompts]
+        for row, answer in zip(rows, answers, strict=True):
+            groups[row.prompt].append((answer, answer.log_probability + row.log_prior))
+        return [_best(group, chosen) for group in groups]
 
     def infill(self, texts: Sequence[str], **options: Any) -> list[Answer]:
         """Fills the gaps of texts; what stands around them is kept.
@@ -201,56 +337,13 @@ class DiffusionLanguageModel:
         """
         if self.denoiser.config.causal:
             raise UserError("infilling needs a model that sees both sides, and this one is causal")
-        rows: list[Parts] = []
-        for text in texts:
-            if not _GAP.search(text):
-                raise UserError(
-                    f"{text!r} has no gap to fill: write <mask>, or <mask>*3 for three tokens"
-                )
-            pieces = _GAP.split(text)
-            row: list[Sequence[int] | int] = []
-            for index, piece in enumerate(pieces):
-                if index % 2:
-                    row.append(self._gap_size(piece, text))
-                elif piece:
-                    row.append(self.vocabulary.encode(piece))
-            rows.append(row)
-        written = self._write(rows, **options)
-        return [
-            dataclasses.replace(answer, text=self._filled(_GAP.split(text), row, whole[1:]))
-            for text, row, (answer, whole) in zip(texts, rows, written, strict=True)
-        ]
-
-    def _gap_size(self, piece: str | None, text: str) -> int:
-        size = int(piece or 1)
         longest = self.denoiser.config.max_length
-        if not 1 <= size <= longest:
-            raise UserError(
-                f"{text!r} has a gap of {size} tokens, and 1 to {longest} can be filled"
-            )
-        return size
-
-    def _filled(self, pieces: Sequence[str], row: Parts, ids: Sequence[int]) -> str:
-        """The text with its gaps filled; what was given stands as it was, character for character.
-
-        Args:
-            pieces: given text and sizes of gaps in turn.
-            row: ids and sizes of the same, without the empty texts.
-            ids: of the whole row, from the first given or written one.
-        """
-        parts, place, text = iter(row), 0, ""
-        for index, piece in enumerate(pieces):
-            if not index % 2:
-                text += piece
-                place += len(next(parts)) if piece else 0  # type: ignore[arg-type]
-                continue
-            end = place + int(next(parts))  # type: ignore[arg-type]
-            before = self.vocabulary.decode(ids[:place])
-            # Decoded together, so that pieces of one word are joined as they should be.
-            gap = self.vocabulary.decode(ids[:end]).removeprefix(before)
-            text += gap.lstrip() if not text or text[-1].isspace() else gap
-            place = end
-        return text
+        gapped = [GappedText.parse(text, self.vocabulary, longest) for text in texts]
+        written = self._write([text.parts for text in gapped], **options)
+        return [
+            dataclasses.replace(answer, text=text.filled(whole[1:], self.vocabulary))
+            for text, (answer, whole) in zip(gapped, written, strict=True)
+        ]
 
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], *, draws: int = 32, seed: int = 0
@@ -408,7 +501,21 @@ def load(
     """
     loaded = load_model(path, step=step, vocabulary=vocabulary)
     denoiser = from_parameters(loaded.description.config, loaded.parameters)
-    return DiffusionLanguageModel(denoiser, loaded.vocabulary, loaded.description)
+    return DiffusionLanguageModel(
+        denoiser, loaded.vocabulary, loaded.description, run_of_source(path)
+    )
+
+
+def _best(candidates: Sequence[tuple[Answer, float]], rerank: str) -> Answer:
+    """The chosen one of (answer, joint log-probability) pairs, with the evaluations of all."""
+    answers = [answer for answer, _ in candidates]
+    index = choose(
+        [answer.text for answer in answers],
+        [answer.score for answer in answers],
+        [joint for _, joint in candidates],
+        rerank,
+    )
+    return dataclasses.replace(answers[index], nfe=sum(answer.nfe for answer in answers))
 
 
 def _rounded(length: int, model: DiffusionLanguageModel) -> int:
@@ -421,41 +528,3 @@ def _logits(
     denoiser: Encoder, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
     return denoiser.logits(denoiser.features(tokens, positions, segment_ids))
-
-
-@functools.partial(jax.jit, static_argnames=("process", "draws", "chunk", "seed"))
-def nelbo_of_rows(
-    denoiser: Encoder,
-    batch: Mapping[str, Any],
-    *,
-    process: AbsorbingProcess,
-    draws: int,
-    chunk: int | None = None,
-    seed: int = 0,
-) -> NelboEstimate:
-    """NELBO of each row's example, arrays [rows, 1]; noise depends on seed and example ids."""
-    return monte_carlo_nelbo(
-        process,
-        lambda noised: score(denoiser, noised, chunk=chunk).nll,
-        batch,
-        jax.random.key(seed, impl="threefry2x32"),
-        num_draws=draws,
-        estimator="count" if process.num_timesteps is None else "time",
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("chunk",))
-def nll_of_rows(
-    denoiser: Encoder, batch: Mapping[str, Any], *, chunk: int | None = None
-) -> jax.Array:
-    """Exact negative log-likelihood of the maskable tokens of each row, by a causal model.
-
-    Args:
-        denoiser: a causal encoder.
-        batch: the batch contract, [rows, length].
-        chunk: positions projected on the vocabulary at a time.
-
-    Returns:
-        float32 [rows], nats.
-    """
-    return score(denoiser, AutoregressiveObjective().noise(dict(batch)), chunk=chunk).nll.sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +17,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.evaluators import GenerationEvaluator, LikelihoodEvaluator
 from dlm_jax.models.config import SIZES
 from dlm_jax.models.encoder import Encoder
+from dlm_jax.sampling.choice import choose, replicate_id
 
 
 def model_of(vocabulary) -> DiffusionLanguageModel:
@@ -63,6 +65,117 @@ def test_the_likeliest_pair_of_length_and_answer_wins(model) -> None:
     assert by_mean.text == max(alone, key=lambda answer: answer.score).text
 
 
+class Certain(nnx.Module):
+    """Predicts the lengths 2, 4 and 3, in this order, whatever the prompt."""
+
+    def __init__(self, classes: int) -> None:
+        scores = np.full(classes, -9.0, np.float32)
+        scores[[1, 3, 2]] = [2.0, 1.0, 0.5]
+        self.scores = nnx.Param(jnp.asarray(scores))
+
+    def __call__(self, features, segment_ids):
+        return jnp.broadcast_to(self.scores[...], (features.shape[0], *self.scores.shape))
+
+
+@pytest.fixture
+def predicting(model):
+    found = DiffusionLanguageModel(model.denoiser, model.vocabulary, model.description)
+    found.length_predictor = Certain(model.denoiser.config.max_positions)
+    return found
+
+
+PROMPTS = ["ab", "c ab c", "a"]
+
+
+def test_a_predicted_beam_is_a_search_of_its_lengths(predicting) -> None:
+    options = {"steps": 3, "special_tokens": False}
+    for beam, lengths in ((1, [2]), (2, [2, 4]), (3, [2, 4, 3])):
+        found = predicting.generate(PROMPTS, length="predicted", length_beam=beam, **options)
+        assert found == predicting.generate(PROMPTS, length=lengths, **options)
+        assert [(row.prompt, row.length) for row in predicting.candidates] == [
+            (prompt, length) for prompt in range(3) for length in lengths
+        ]
+    # With the length's own probability, which is far apart, the likeliest length wins.
+    predicting.length_predictor.scores[...] *= 1000
+    joint = predicting.generate(
+        PROMPTS, length="predicted", length_beam=3, rerank="joint", **options
+    )
+    assert [answer.length for answer in joint] == [2, 2, 2]
+
+
+def test_a_beam_keeps_within_the_room_that_a_prompt_leaves(predicting) -> None:
+    room = 3
+    longest = predicting.denoiser.config.max_length
+    prompt = "a" * (longest - 2 - room)
+    predicting.generate([prompt], length="predicted", length_beam=9, steps=1)
+    lengths = [row.length for row in predicting.candidates]
+    assert sorted(lengths) == [1, 2, 3] and lengths[0] == 2
+    with pytest.raises(UserError, match="leaves no room for an answer"):
+        predicting.generate([prompt + "a" * room], length="predicted")
+    with pytest.raises(UserError, match=f"takes at most {longest}"):
+        predicting.generate([prompt * 2], length="predicted")
+
+
+NOISY = {"steps": 3, "strategy": "reparam-uncond-stochastic1.0-cosine", "temperature": 1.0}
+
+
+def test_replicates_differ_and_know_nothing_of_their_batch(predicting) -> None:
+    options = {"length": "predicted", "length_beam": 2, "mbr": 6, "seed": 5, **NOISY}
+    together = predicting.generate(PROMPTS, row_ids=[10, 11, 12], **options)
+    for batch_size in (1, 5, 64):
+        again = predicting.generate(
+            PROMPTS[::-1], row_ids=[12, 11, 10], batch_size=batch_size, **options
+        )
+        assert again[::-1] == together
+    [alone] = predicting.generate(PROMPTS[1:2], row_ids=[11], **options)
+    assert alone == together[1]
+    # The replicates of a length are draws of their own, and the first is the row's usual answer.
+    ids = [[0, *predicting.vocabulary.encode(PROMPTS[0])]]
+    draws = {
+        predicting.best_answers(ids, [[(4, 0.0)]], row_ids=[row], **NOISY)[0].text
+        for row in [replicate_id(10, replicate) for replicate in range(6)]
+    }
+    assert len(draws) > 1
+    [first] = predicting.generate_ids(ids, [4], row_ids=[10], **NOISY)
+    assert predicting.best_answers(ids, [[(4, 0.0)]], row_ids=[10], **NOISY) == [first]
+
+
+@pytest.mark.parametrize("rerank", [None, "mean", "bleu", "rougeL", "exact_match"])
+def test_the_kept_answer_is_the_choice_among_all_candidates(predicting, rerank) -> None:
+    ids = [[0, *predicting.vocabulary.encode(prompt)] for prompt in PROMPTS]
+    beams = [[(2, -0.5), (4, -1.0)]] * len(ids)
+    kept = predicting.best_answers(ids, beams, mbr=4, rerank=rerank, **NOISY)
+    for number, answer in enumerate(kept):
+        every = [
+            predicting.generate_ids(
+                [ids[number]], [length], row_ids=[replicate_id(number, replicate)], **NOISY
+            )[0]
+            for length in (2, 4)
+            for replicate in range(4)
+        ]
+        index = choose(
+            [one.text for one in every],
+            [one.score for one in every],
+            [0.0] * len(every),
+            rerank or "bleu",
+        )
+        assert answer == dataclasses.replace(every[index], nfe=sum(one.nfe for one in every))
+
+
+def test_mistakes_with_candidates_are_sentences(model, predicting) -> None:
+    with pytest.raises(UserError, match="no length predictor: train one with dlm length"):
+        model.generate(["ab"], length="predicted")
+    for options, words in (
+        ({"length": "predictd"}, "length is 'predictd', and must be a number"),
+        ({"length": "predicted", "length_beam": 0}, "length_beam is 0"),
+        ({"length": 3, "mbr": 3}, "deterministic strategy at temperature 0"),
+        ({"length": 3, "mbr": 0}, "mbr is 0"),
+        ({"length": 3, "rerank": "joined"}, "did you mean joint"),
+    ):
+        with pytest.raises(UserError, match=words):
+            predicting.generate(["ab"], **options)
+
+
 def test_infilling_keeps_what_is_given_to_the_character(tmp_path) -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "state", "##s", "of", "a", "."]
     file = tmp_path / "vocab.txt"
@@ -96,6 +209,8 @@ def test_mistakes_are_sentences(model) -> None:
     [
         (GenerationEvaluator, {"strategy": "cmlmx"}, "strategy 'cmlmx' is none of"),
         (GenerationEvaluator, {"canvas": "oracel"}, "canvas is 'oracel'.*did you mean oracle"),
+        (GenerationEvaluator, {"mbr": 2}, "mbr is 2, but a deterministic strategy"),
+        (GenerationEvaluator, {"rerank": "blue"}, "rerank is 'blue'.*did you mean bleu"),
         (GenerationEvaluator, {"batch_size": 0}, "GenerationEvaluator.batch_size is 0"),
         (GenerationEvaluator, {"steps": 0}, "GenerationEvaluator.steps is 0"),
         (GenerationEvaluator, {"temperature": -1.0}, "temperature is -1.0"),

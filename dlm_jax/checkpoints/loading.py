@@ -90,14 +90,20 @@ def find_model(
     Raises:
         UserError: nothing that can be read is there, or it is damaged, foreign or newer.
     """
-    path = Path(source)
-    if path.name.isdigit() and path.parent.name == "checkpoints":
-        return _of_run(RunFolder(path.parent.parent), int(path.name))
-    if RunFolder(path).is_run:
-        return _of_run(RunFolder(path), step)
+    run, path = run_of_source(source), Path(source)
+    if run is not None:
+        return _of_run(run, int(path.name) if run.path != path else step)
     if step is not None:
         raise UserError(f"step {step} was asked for, but {source} is not a run folder")
     return _of_hugging_face(str(source), vocabulary, seed)
+
+
+def run_of_source(source: str | Path) -> RunFolder | None:
+    """The run that a run folder, or one of its checkpoints, names; None for foreign weights."""
+    path = Path(source)
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        return RunFolder(path.parent.parent)
+    return RunFolder(path) if RunFolder(path).is_run else None
 
 
 def save_model(model: LoadedModel, run_dir: str | Path) -> None:

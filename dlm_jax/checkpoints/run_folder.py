@@ -2,7 +2,7 @@
 it.
 
 model.json  vocabulary/  config.gin  model_info.txt  metrics.jsonl  checkpoints/<step>/
-eval/<task>/<step>.jsonl
+eval/<task>/<step>.jsonl  length_predictor/
 """
 
 from __future__ import annotations
@@ -84,10 +84,16 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: the folder.
+        model: folder of the run that the model is from, where results are kept elsewhere.
+    """
+
+    def __init__(self, path: str | Path, model: str | Path | None = None) -> None:
         self.path = Path(path)
+        self._model = self.path if model is None else Path(model)
 
     @property
     def checkpoints(self) -> Path:
@@ -103,6 +109,11 @@ class RunFolder:
     def vocabulary(self) -> Path:
         """Folder of the vocabulary's own files."""
         return self.path / "vocabulary"
+
+    @property
+    def length_predictor(self) -> RunFolder:
+        """Folder of the length predictor that was trained for the run's model."""
+        return RunFolder(self._model / "length_predictor")
 
     def evaluations(self, task: str, step: int) -> Path:
         """File of one evaluation's predictions."""

@@ -30,6 +30,7 @@ EXIT_INTERRUPTED = 130
 
 VERBS = {
     "train": ("train", "adapt, finetune or pretrain a model, as gin files say"),
+    "length": ("length", "train the predictor of answers' lengths for a finished run"),
     "eval": ("evaluate", "measure a run by likelihood and by its answers"),
     "sweep": ("sweep", "evaluate several models on several tasks, and plot how they scale"),
     "sample": ("sample", "answer prompts, or fill gaps in a text"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 # Functions that a command calls; the same gin files may bind several of them.
-ENTRIES = ("train", "evaluate", "sweep")
+ENTRIES = ("train", "length_stage", "evaluate", "sweep")
 
 CONFIGURABLES = {
     "train": "dlm_jax.training.train:train",
+    "length_stage": "dlm_jax.training.length_stage:train_length_predictor",
     "evaluate": "dlm_jax.evaluation.evaluate:evaluate",
     "sweep": "dlm_jax.evaluation.sweep:Sweep",
     # Models.

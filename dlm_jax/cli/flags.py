@@ -157,6 +157,31 @@ def join_processes(arguments: argparse.Namespace) -> bool:
     return True
 
 
+def agreed_config(several: bool, read: Callable[[], Config]) -> Config:
+    """The configuration, once all processes of the run have found it right and the same.
+
+    Args:
+        several: whether there are others, as `join_processes` says.
+        read: reads it.
+    """
+    if not several:
+        return read()
+    from dlm_jax.parallel import multihost
+
+    checked = multihost.together("config", read)
+    multihost.require_equal("config", checked.values(), "start all with the same files and flags")
+    return checked
+
+
+def is_main(several: bool) -> bool:
+    """Whether this process writes what is written once."""
+    if not several:
+        return True
+    from dlm_jax.parallel import multihost
+
+    return multihost.is_main()
+
+
 def load_config(
     arguments: argparse.Namespace,
     entry: str,

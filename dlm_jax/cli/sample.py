@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlm_jax.errors import UserError
 
@@ -40,8 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--length",
         type=_lengths,
         metavar="TOKENS",
-        help="tokens of an answer (16); of several (1,2,4) the best-scored answer is kept; of a "
-        "causal model, which ends its answers itself, the most",
+        help="tokens of an answer (16); of several (1,2,4) the best-scored answer is kept; "
+        "predicted asks the predictor that dlm length has trained; of a causal model, which ends "
+        "its answers itself, the most",
+    )
+    parser.add_argument(
+        "--length_beam", type=int, metavar="N", help="predicted lengths that are tried (1)"
+    )
+    parser.add_argument(
+        "--mbr",
+        type=int,
+        metavar="N",
+        help="answers of each length (1); more need a temperature or a strategy with noise",
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="HOW",
+        help="which answer is kept: mean (best score), joint (with that of the length), or the one "
+        "that the others support by bleu, rougeL or exact_match",
     )
     parser.add_argument("--strategy", help="decoding, such as cmlm or left-to-right")
     parser.add_argument(
@@ -65,9 +81,15 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"{text!r} is not UTF-8 text")
     if bool(prompts) == bool(arguments.infill):
         raise UserError("dlm sample needs either --prompt (repeatable, - for stdin) or --infill")
-    if arguments.infill and arguments.length is not None:
-        raise UserError("--length goes with --prompt: the gaps of --infill have their own lengths")
-    names = ("steps", "length", "strategy", "temperature", "seed", "special_tokens")
+    candidates = ("length", "length_beam", "mbr", "rerank")
+    for name in candidates:
+        if arguments.infill and getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name} goes with --prompt: the gaps of --infill have their own lengths"
+            )
+    if arguments.length_beam is not None and arguments.length != "predicted":
+        raise UserError("--length_beam goes with --length predicted")
+    names = (*candidates, "steps", "strategy", "temperature", "seed", "special_tokens")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     import dlm_jax.api
@@ -86,15 +108,15 @@ def run(arguments: argparse.Namespace) -> None:
                 why = "ended it at once"
             print(f"The answer to {text!r} is empty: the model {why}.", file=sys.stderr)
     if arguments.trace:
-        _write_trace(Path(arguments.trace), model, _titles(prompts or arguments.infill, options))
+        _write_trace(Path(arguments.trace), model, _titles(prompts, model) or arguments.infill)
 
 
-def _titles(texts: list[str], options: dict[str, Any]) -> list[str]:
-    """One heading a row: with several lengths, each text is a row for each of them."""
-    lengths = options.get("length")
-    if not isinstance(lengths, list):
-        return texts
-    return [f"{text} ({length} tokens)" for text in texts for length in lengths]
+def _titles(prompts: list[str], model: DiffusionLanguageModel) -> list[str]:
+    """One heading a row: each prompt has a row for every candidate."""
+    rows = model.candidates
+    if len(rows) == len(prompts):
+        return prompts
+    return [f"{prompts[row.prompt]} ({row.length} tokens)" for row in rows]
 
 
 def _seed(text: str) -> int:
@@ -103,11 +125,15 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _lengths(text: str) -> int | list[int]:
-    """Reads '16' or '1,2,4'."""
+def _lengths(text: str) -> int | list[int] | str:
+    """Reads '16', '1,2,4' or 'predicted'."""
+    if text == "predicted":
+        return text
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, nor several: 1,2,4")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of tokens, nor several (1,2,4), nor predicted"
+        )
     return [int(part) for part in parts] if len(parts) > 1 else int(text)
 
 

@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlm_jax.cli.flags import add_gin, add_processes, join_processes, load_config
+from dlm_jax.cli.flags import (
+    add_gin,
+    add_processes,
+    agreed_config,
+    is_main,
+    join_processes,
+    load_config,
+)
 from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Joins the other processes if there are any, checks the configuration, trains, records it."""
     several = join_processes(arguments)
-    checked = _agreed_config(arguments) if several else _config(arguments)
-    main = not several or _is_main()
+    checked = agreed_config(several, lambda: _config(arguments))
+    main = is_main(several)
 
     def record() -> None:
         if main:
@@ -45,21 +52,6 @@ def run(arguments: argparse.Namespace) -> None:
             f"{run} is at step {result.step:,} after {result.seconds:.0f} s; "
             f"next: dlm eval --run_dir={run}, dlm report --run_dir={run}"
         )
-
-
-def _is_main() -> bool:
-    from dlm_jax.parallel import multihost
-
-    return multihost.is_main()
-
-
-def _agreed_config(arguments: argparse.Namespace) -> Config:
-    """The configuration, once all processes have found it right and the same."""
-    from dlm_jax.parallel import multihost
-
-    checked = multihost.together("config", lambda: _config(arguments))
-    multihost.require_equal("config", checked.values(), "start all with the same files and flags")
-    return checked
 
 
 def _config(arguments: argparse.Namespace) -> Config:

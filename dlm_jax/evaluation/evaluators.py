@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from dlm_jax.api import DiffusionLanguageModel, nelbo_of_rows, nll_of_rows
+from dlm_jax.api import DiffusionLanguageModel
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 from dlm_jax.data.packing import evaluation_batches
 from dlm_jax.data.table import ExampleTable, Truncation, build_table
@@ -29,11 +29,14 @@ from dlm_jax.evaluation.generation import (
     evaluate_generation,
 )
 from dlm_jax.evaluation.likelihood import NelboResult, evaluate_nelbo
+from dlm_jax.evaluation.predicted_lengths import Lengths, PredictedLengths
 from dlm_jax.evaluation.prompt_length import fit_prompts
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.encoder import Encoder
 from dlm_jax.sampling import autoregressive
+from dlm_jax.sampling.choice import check_replicates, check_rerank
 from dlm_jax.sampling.policy import Policy
+from dlm_jax.training.scoring import nelbo_of_rows, nll_of_rows
 
 # Wraps a function that answers batches of these examples.
 Watch = Callable[[GenerateFunction, Sequence[Example]], GenerateFunction]
@@ -183,13 +186,19 @@ class GenerationEvaluator:
         special_tokens: whether `</s>` and its like may be written within an answer, to be left out
             of its text (the paper's decoding).
         canvas: 'search' (several lengths are tried, the best answer kept), 'fixed' (the longest of
-            them) or 'oracle' (the length of the reference; figures are named so). 'auto' is the
-            first of these, and 'fixed' for causal models, which end their answers themselves.
+            them), 'predicted' (the likeliest by the length predictor that `dlm length` has trained)
+            or 'oracle' (the length of the reference; figures are named so). 'auto' is the first of
+            these, and 'fixed' for causal models, which end their answers themselves.
         response_lengths: candidate lengths in tokens, `</s>` not counted, judged by the mean
             log-probability of the answer; None = the most frequent ones of the task's training
             split, judged by log p(length) + log p(answer). The longest of them is the most that a
             causal model may write; None = the longest answer of the training split.
-        length_beam: how many lengths are taken from the training split.
+        length_beam: how many lengths are taken from the training split or from the predictor.
+        mbr: answers of each length, with noise of their own.
+        rerank: which of the candidates is kept: 'mean' (best mean log-probability, the paper's),
+            'joint' (with that of the length), or the expected utility 'bleu', 'rougeL' or
+            'exact_match' (minimum Bayes risk); None = 'bleu' where `mbr` is above 1, else 'joint'
+            for lengths of the training split and 'mean' for others.
         truncation: what becomes of prompts that leave no room for the answer; the figures
             `prompts_cut` and `examples_dropped` count them.
         batch_size: rows at a time.
@@ -206,18 +215,23 @@ class GenerationEvaluator:
     canvas: str = _AUTO
     response_lengths: Sequence[int] | None = None
     length_beam: int = 4
+    mbr: int = 1
+    rerank: str | None = None
     truncation: Truncation = Truncation()
     batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self, 1, "max_examples", "steps", "length_beam", "batch_size")
+        _require(self, 1, "max_examples", "steps", "length_beam", "mbr", "batch_size")
         automatic = self.strategy == autoregressive.AUTO
-        Policy.parse(
+        policy = Policy.parse(
             autoregressive.DENOISING_STRATEGY if automatic else self.strategy,
             steps=None if self.strategy == "left-to-right" else self.steps,
             temperature=self.temperature,
         )
+        check_replicates(self.mbr, policy)
+        if self.rerank is not None:
+            check_rerank(self.rerank)
         canvases = (_AUTO, *CANVASES)
         if self.canvas not in canvases:
             raise UserError(
@@ -240,7 +254,7 @@ class GenerationEvaluator:
         step: int,
     ) -> dict[str, dict[str, float]]:
         """Returns {'eval/<task>': figures}, and writes `eval/<task>/<step>.jsonl`."""
-        model = DiffusionLanguageModel(denoiser, vocabulary, description)
+        model = DiffusionLanguageModel(denoiser, vocabulary, description, folder)
         evaluator = self.resolved(denoiser.config)
         return {
             f"eval/{task.name}": evaluator.measure(model, task, folder, step)
@@ -289,17 +303,9 @@ class GenerationEvaluator:
         Returns:
             The figures.
         """
-        vocabulary = model.vocabulary
-        lengths, log_priors = self._lengths(task, vocabulary)
-        examples = list(self._examples(task, vocabulary))
-        examples, cuts = fit_prompts(
-            examples,
-            [len(e.target_ids) if self.canvas == "oracle" else max(lengths) for e in examples],
-            model.denoiser.config.max_length,
-            self.truncation,
-            task.name,
-        )
-        answer = functools.partial(self._answer, model, lengths, log_priors)
+        examples = list(self._examples(task, model.vocabulary))
+        examples, lengths, cuts = self._fitted(model, task, examples)
+        answer = functools.partial(self._answer, model, lengths)
         figures = evaluate_generation(
             answer if watch is None else watch(answer, examples),
             examples,
@@ -307,16 +313,38 @@ class GenerationEvaluator:
             task=name or task.name,
             step=step,
             run_dir=folder.path,
-            response_length=max(lengths),
+            response_length=lengths.longest,
+            length_calibration=lengths.calibration,
+            length_beam=self.length_beam,
             canvas=self.canvas,
             split=self.split,
             batch_size=self.batch_size,
             seed=self.seed,
             shared=watch is None,
         )
-        spoilt = sum(_spoilt(example, vocabulary) for example in examples)
+        spoilt = sum(_spoilt(example, model.vocabulary) for example in examples)
         unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}
         return {**figures, **cuts, **unwritable}
+
+    def _fitted(
+        self, model: DiffusionLanguageModel, task: Task, examples: list[Example]
+    ) -> tuple[list[Example], Lengths, dict[str, float]]:
+        """The examples with prompts that leave room, the lengths to try, and what was cut."""
+        longest = model.denoiser.config.max_length
+
+        def fit(rooms: Sequence[int]) -> tuple[list[Example], dict[str, float]]:
+            return fit_prompts(examples, rooms, longest, self.truncation, task.name)
+
+        if self.canvas == "oracle":
+            examples, cuts = fit([len(example.target_ids) for example in examples])
+            return examples, Lengths(), cuts
+        if self.canvas != "predicted":
+            lengths = self._lengths(task, model.vocabulary)
+            examples, cuts = fit([max(lengths.tried)] * len(examples))
+            return examples, lengths, cuts
+        predicted = PredictedLengths.of(model, fit([1] * len(examples))[0])
+        examples, cuts = fit([predicted.likeliest(example, longest) for example in examples])
+        return examples, predicted.lengths(model, examples, self.length_beam), cuts
 
     def _examples(self, task: Task, vocabulary: Vocabulary) -> Iterator[Example]:
         pairs = zip(task.examples(self.split), task.tokenized(self.split, vocabulary))
@@ -326,26 +354,22 @@ class GenerationEvaluator:
             prompt = [vocabulary.bos_id, *inputs]
             yield Example(index, text.inputs, text.targets, prompt, targets)
 
-    def _lengths(
-        self, task: Task, vocabulary: Vocabulary
-    ) -> tuple[Sequence[int], Sequence[float] | None]:
-        """Candidate lengths, and the logarithms of their frequency where it is known."""
+    def _lengths(self, task: Task, vocabulary: Vocabulary) -> Lengths:
+        """The lengths that are tried on every answer, with their frequencies where known."""
         if self.response_lengths is not None:
-            return self.response_lengths, None
-        if self.canvas == "oracle":
-            return [1], None  # The reference of each example has its own.
+            return Lengths(self.response_lengths)
         if "train" not in task.split_names:
             raise UserError(
                 f"task {task.name} has no train split to take lengths of answers from: set "
-                "GenerationEvaluator.response_lengths, or canvas='oracle'"
+                "GenerationEvaluator.response_lengths, or canvas='predicted' or 'oracle'"
             )
         examples = itertools.islice(task.tokenized("train", vocabulary), _LENGTH_SAMPLE)
         counts = collections.Counter(len(targets) for _, targets in examples)
         if self.strategy == autoregressive.STRATEGY:
-            return [max(counts)], None
+            return Lengths([max(counts)])
         common = counts.most_common(self.length_beam)
         total = sum(counts.values())
-        return [length for length, _ in common], [math.log(n / total) for _, n in common]
+        return Lengths([n for n, _ in common], [math.log(k / total) for _, k in common])
 
     def decoding(self, request: GenerationRequest) -> dict[str, Any]:
         """Options of `DiffusionLanguageModel.generate_ids` for a batch."""
@@ -359,20 +383,19 @@ class GenerationEvaluator:
         }
 
     def _answer(
-        self,
-        model: DiffusionLanguageModel,
-        lengths: Sequence[int],
-        log_priors: Sequence[float] | None,
-        request: GenerationRequest,
+        self, model: DiffusionLanguageModel, lengths: Lengths, request: GenerationRequest
     ) -> GeneratedBatch:
+        options = {"mbr": self.mbr, "rerank": self.rerank, **self.decoding(request)}
         if self.canvas == "search":
             answers = model.search_lengths(
-                request.prompts, lengths, log_priors=log_priors, **self.decoding(request)
+                request.prompts, lengths.tried, log_priors=lengths.log_priors, **options
             )
         else:
-            answers = model.generate_ids(
-                request.prompts, request.response_lengths, **self.decoding(request)
-            )
+            beams = [
+                lengths.beams.get(row, [(length, 0.0)])
+                for row, length in zip(request.row_ids, request.response_lengths)
+            ]
+            answers = model.best_answers(request.prompts, beams, **options)
         return GeneratedBatch(
             texts=[answer.text for answer in answers],
             scores=[answer.score for answer in answers],

@@ -12,8 +12,9 @@ from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation import metrics as metrics_lib
 from dlm_jax.evaluation.json_lines import write_json_lines
 from dlm_jax.parallel import multihost
+from dlm_jax.sampling.length_calibration import LengthCalibration
 
-CANVASES = ("fixed", "search", "oracle")
+CANVASES = ("fixed", "search", "predicted", "oracle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class GenerationRequest:
 
     Attributes:
       prompts: token ids of each row's prompt.
-      response_lengths: tokens to generate in each row, `</s>` not counted; the most of them where
-        `generate` searches for the length.
+      response_lengths: tokens to generate in each row, `</s>` not counted; where `generate` tries
+        several, the most of them, or the likeliest of predicted ones.
       row_ids: identity of each row for its random numbers (the example's index).
       seed: of the whole evaluation.
     """
@@ -81,11 +82,12 @@ def predictions_path(
 ) -> Path:
     """Returns where the predictions of a task at a step are kept.
 
-    An oracle canvas has a file of its own, so that its answers never pass for the model's; so has
-    every split but the validation one.
+    An oracle canvas has a file of its own, so that its answers never pass for the model's, and so
+    has a predicted one, whose lines also hold the lengths; so has every split but the validation
+    one.
     """
     suffix = "" if split == "validation" else f".{split}"
-    suffix += ".oracle" if canvas == "oracle" else ""
+    suffix += f".{canvas}" if canvas in ("oracle", "predicted") else ""
     return Path(run_dir) / "eval" / task / f"{step}{suffix}.jsonl"
 
 
@@ -95,13 +97,21 @@ def _batches(items: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 def _response_lengths(
-    examples: Sequence[Example], task: str, canvas: str, response_length: int | None
+    examples: Sequence[Example],
+    task: str,
+    canvas: str,
+    response_length: int | None,
+    calibration: LengthCalibration | None,
 ) -> list[int]:
     if canvas not in CANVASES:
         raise UserError(
             f"canvas = {canvas!r} of task {task!r} is not one of {', '.join(CANVASES)}"
             + nearest(str(canvas), CANVASES)
         )
+    if (canvas == "predicted") != (calibration is not None):
+        raise ValueError(f"a {canvas} canvas of task {task!r} and length_calibration do not agree")
+    if calibration is not None:
+        return calibration.predicted.tolist()
     if canvas != "oracle":
         if response_length is None or response_length < 1:
             raise UserError(
@@ -240,8 +250,10 @@ def _records(
     seed: int,
     canvas: str,
     split: str,
+    calibration: LengthCalibration | None,
 ) -> Iterator[dict[str, Any]]:
-    for example, answer, judged in zip(examples, answers, per_example):
+    lengths = [{}] * len(examples) if calibration is None else calibration.records()
+    for example, answer, judged, length in zip(examples, answers, per_example, lengths):
         targets = example.targets
         yield {
             "index": example.index,
@@ -254,6 +266,7 @@ def _records(
             "split": split,
             "canvas": canvas,
             "canvas_length": answer.length,
+            **length,
             "metrics": dict(judged),
             **answer.notes,
         }
@@ -268,6 +281,8 @@ def evaluate_generation(
     step: int,
     run_dir: str | Path | None,
     response_length: int | None = None,
+    length_calibration: LengthCalibration | None = None,
+    length_beam: int = 1,
     canvas: str = "fixed",
     split: str = "validation",
     batch_size: int = 32,
@@ -280,8 +295,8 @@ def evaluate_generation(
     Batches hold examples of similar length, since a row's answer does not depend on its
     neighbours. Predictions go to `predictions_path(run_dir, task, step, canvas, split)` in the
     order of `examples`, with the fields index, input, target, prediction, score, nfe, seed, split,
-    canvas, canvas_length and metrics (the per-example values). They are kept before they are
-    judged.
+    canvas, canvas_length and metrics (the per-example values), on a predicted canvas also those of
+    `LengthCalibration.records`. They are kept before they are judged.
 
     Args:
       generate: answers a batch of rows.
@@ -290,8 +305,11 @@ def evaluate_generation(
       task: the task's name, also the folder of its predictions.
       step: training step of the parameters.
       run_dir: run folder; None keeps no predictions.
-      response_length: tokens to generate on a canvas that is not oracle.
+      response_length: tokens to generate on a fixed or searched canvas.
+      length_calibration: of the examples, on a predicted canvas.
+      length_beam: how many predicted lengths `generate` tries.
       canvas: 'fixed' = `response_length`; 'search' = `generate` chooses among lengths up to it;
+        'predicted' = among the likeliest of the predicted ones;
         'oracle' = the length of the reference. Every figure of an oracle canvas is named
         `oracle_<figure>`, since the reference takes part in the answer.
       split: of the task that the examples are from.
@@ -304,7 +322,8 @@ def evaluate_generation(
 
     Returns:
       The figures of the metrics with their spread (see `judge`), `score` (mean log-probability,
-      nats a token), `nfe` (mean denoiser evaluations), and `n`, the number of examples.
+      nats a token), `nfe` (mean denoiser evaluations), and `n`, the number of examples; on a
+      predicted canvas also those of `LengthCalibration.figures`.
 
     Raises:
       UserError: no examples, an unknown canvas, no length for it, or a metric that fails.
@@ -314,7 +333,7 @@ def evaluate_generation(
         raise UserError(f"task {task!r} has no examples to evaluate")
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size} of the evaluation of {task!r} must be >= 1")
-    lengths = _response_lengths(examples, task, canvas, response_length)
+    lengths = _response_lengths(examples, task, canvas, response_length, length_calibration)
     answers = _generate_all(
         generate,
         examples,
@@ -328,7 +347,15 @@ def evaluate_generation(
 
     def keep(judged: Sequence[Mapping[str, float]]) -> None:
         if run_dir is not None:
-            records = _records(examples, answers, judged, seed=seed, canvas=canvas, split=split)
+            records = _records(
+                examples,
+                answers,
+                judged,
+                seed=seed,
+                canvas=canvas,
+                split=split,
+                calibration=length_calibration,
+            )
             write_json_lines(predictions_path(run_dir, task, step, canvas, split), records)
 
     keep([{}] * len(answers))
@@ -338,6 +365,8 @@ def evaluate_generation(
     if finite:
         figures["score"] = math.fsum(finite) / len(finite)
     figures["nfe"] = math.fsum(answer.nfe for answer in answers) / len(answers)
+    if length_calibration is not None:
+        figures |= length_calibration.figures(length_beam)
     if canvas == "oracle":
         figures = {f"oracle_{name}": value for name, value in figures.items()}
     return {**figures, "n": float(len(examples))}

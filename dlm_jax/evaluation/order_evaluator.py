@@ -57,6 +57,10 @@ class ReasoningOrderEvaluator(GenerationEvaluator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mbr != 1:
+            raise UserError(
+                f"ReasoningOrderEvaluator.mbr is {self.mbr}, and must be 1: one answer is traced"
+            )
         if self.reveal not in REVEALS:
             raise UserError(
                 f"ReasoningOrderEvaluator.reveal is {self.reveal!r}, none of "
@@ -79,7 +83,7 @@ class ReasoningOrderEvaluator(GenerationEvaluator):
         Raises:
             UserError: no task knows the graph of its answers.
         """
-        model = DiffusionLanguageModel(denoiser, vocabulary, description)
+        model = DiffusionLanguageModel(denoiser, vocabulary, description, folder)
         tasks = chosen_tasks(self.task, description)
         graded = [task for task in tasks if self._knows_graphs(task)]
         if not graded:

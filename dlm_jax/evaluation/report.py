@@ -9,6 +9,7 @@ from pathlib import Path
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation import figures as figures_lib
 from dlm_jax.evaluation import report_page
+from dlm_jax.evaluation.length_figures import length_figure
 from dlm_jax.evaluation.part_figures import part_figures
 from dlm_jax.evaluation.run_records import read_stage, read_summary, stage_folders
 
@@ -50,7 +51,8 @@ def write_report(
     folder = Path(run_dir)
     chosen = stage_folders(folder) if stages is None else stages
     read = [read_stage(path, name) for name, path in chosen.items()]
-    figures = [*figures_lib.draw(read), *part_figures(read)]
+    lengths = length_figure(read)
+    figures = [*figures_lib.draw(read), *part_figures(read), *([lengths] if lengths else [])]
     heading = title or f"Report: {folder.resolve().name}"
     page = report_page.render(heading, read, figures, read_summary(folder), shown=shown)
     target = folder / "report.html"

@@ -132,10 +132,10 @@ def prediction_tables(predictions: Sequence[Predictions], shown: int) -> str:
         if (entry.task, entry.canvas) in seen:
             continue
         seen.add((entry.task, entry.canvas))
-        oracle = ", oracle length" if entry.canvas == "oracle" else ""
+        length = f", {entry.canvas} length" if entry.canvas in ("oracle", "predicted") else ""
         wrong = [record for record in entry.records[shown:] if _mark(record)[0] == "wrong"][:shown]
         parts.append(
-            f"<h3>{html.escape(entry.task)}{oracle}</h3>"
+            f"<h3>{html.escape(entry.task)}{length}</h3>"
             f'<div class="card"><p class="small quiet">The first '
             f"{min(shown, len(entry.records))} of {len(entry.records):,} at step "
             f"{entry.step:,}, not selected.</p>{_prediction_rows(entry.records[:shown])}</div>"

@@ -73,7 +73,15 @@ QUANTITIES: dict[str, Quantity] = {
     "bits_per_character": Quantity("bits per character", "bits", "lower"),
     "score": Quantity("mean log-probability", "nats/token"),
     "nfe": Quantity("denoiser evaluations", "a row"),
-    "accuracy": Quantity("accuracy of absorbed tokens", "fraction", "higher", 1.0),
+    "length_mae": Quantity("error of predicted lengths", "tokens", "lower"),
+    "length_exact": Quantity("predicted lengths that are right", "fraction", "higher", 1.0),
+    "length_within_1": Quantity("predicted lengths within 1 token", "fraction", "higher", 1.0),
+    "length_within_2": Quantity("predicted lengths within 2 tokens", "fraction", "higher", 1.0),
+    "length_in_beam": Quantity("true lengths in the beam", "fraction", "higher", 1.0),
+    "length_nll": Quantity("NLL of true lengths", "nats", "lower"),
+    "length_ece": Quantity("calibration error of lengths", "fraction", "lower", 1.0),
+    "length_correlation": Quantity("correlation of lengths", "", "higher", 1.0),
+    "accuracy": Quantity("training accuracy", "fraction", "higher", 1.0),
 }
 
 
@@ -340,15 +348,23 @@ def read_stage(folder: str | Path, name: str | None = None) -> Stage:
 def stage_folders(run_dir: str | Path) -> dict[str, Path]:
     """Returns the runs of a folder by name: itself, or else its sub-folders that hold metrics.
 
+    The length predictor of a run follows it.
+
     Raises:
       UserError: the folder does not exist.
     """
     folder = _existing_folder(Path(run_dir))
+    runs = [folder]
     if not (folder / "metrics.jsonl").exists():
-        inner = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-        if inner:
-            return {path.name: path for path in inner}
-    return {folder.resolve().name: folder}
+        runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl")) or runs
+    found: dict[str, Path] = {}
+    for run in runs:
+        name = run.resolve().name
+        found[name] = run
+        predictor = run / "length_predictor"
+        if (predictor / "metrics.jsonl").exists():
+            found[f"{name}: length predictor"] = predictor
+    return found
 
 
 def read_summary(folder: str | Path) -> dict[str, Any] | None:

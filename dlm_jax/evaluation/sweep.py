@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dlm_jax.checkpoints.loading import LoadedModel, load_model
+from dlm_jax.checkpoints.loading import LoadedModel, load_model, run_of_source
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.checkpoints.run_folder import RunFolder
 from dlm_jax.data.few_shot import name_with_shots
@@ -255,7 +255,9 @@ def _measure(cell: Cell, loaded: LoadedModel, folder: RunFolder) -> dict[str, An
     began = time.monotonic()
     description = loaded.description
     denoiser = from_parameters(description.config, loaded.parameters)
-    found = cell.evaluator(denoiser, loaded.vocabulary, description, folder, cell.step or 0)
+    run = run_of_source(cell.model)
+    kept = RunFolder(folder.path, None if run is None else run.path)
+    found = cell.evaluator(denoiser, loaded.vocabulary, description, kept, cell.step or 0)
     # JSON has no NaN.
     tasks = {
         split.removeprefix("eval/"): {n: v if math.isfinite(v) else None for n, v in values.items()}

@@ -7,23 +7,22 @@ layers are stacked on a leading `layers` axis of every parameter and applied by 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from dlm_jax.models import parameter_trees
 from dlm_jax.models.activations import ACTIVATIONS
 from dlm_jax.models.attention import attention
 from dlm_jax.models.cached_attention import CHUNK, cached_attention, with_new
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.dropout import dropout, seed_words
 from dlm_jax.models.layers import INITIAL_STDDEV, Embedding, LayerNorm, Linear, Stack
+from dlm_jax.models.parameter_trees import Parameters
 from dlm_jax.models.remat import rematerialised
 from dlm_jax.parallel.rules import constrain
-
-Parameters = dict[str, Any]
 
 
 class Embeddings(nnx.Module):
@@ -312,27 +311,22 @@ class Encoder(nnx.Module):
 
 def abstract_parameters(config: EncoderConfig) -> Parameters:
     """The tree of parameters as `jax.ShapeDtypeStruct`; allocates nothing."""
-    return nnx.to_pure_dict(_structure(config)[1])
+    return parameter_trees.shapes(_structure(config))
 
 
 def logical_axes(config: EncoderConfig) -> Parameters:
     """The tree of parameters with a tuple of logical axis names in place of each array."""
-    axes = jax.tree.map(
-        lambda variable: variable.get_metadata("logical_axes"),
-        _structure(config)[1],
-        is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
-    return nnx.to_pure_dict(axes)
+    return parameter_trees.axes(_structure(config))
 
 
 @functools.lru_cache(maxsize=32)
-def _structure(config: EncoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Encoder(config, rngs=nnx.Rngs(0))))
+def _structure(config: EncoderConfig) -> parameter_trees.Structure:
+    return parameter_trees.structure_of(lambda: Encoder(config, rngs=nnx.Rngs(0)))
 
 
 def parameters(encoder: Encoder) -> Parameters:
     """The arrays of an encoder as a tree of dicts; the arrays are shared, not copied."""
-    return nnx.to_pure_dict(nnx.state(encoder, nnx.Param))
+    return parameter_trees.parameters(encoder)
 
 
 def from_parameters(config: EncoderConfig, tree: Parameters) -> Encoder:
@@ -345,20 +339,4 @@ def from_parameters(config: EncoderConfig, tree: Parameters) -> Encoder:
     Raises:
         ValueError: when the tree's names or shapes are not those of `config`.
     """
-    expected = abstract_parameters(config)
-    wanted = {path: leaf.shape for path, leaf in _flat(expected)}
-    given = {path: leaf.shape for path, leaf in _flat(tree)}
-    for path in sorted(wanted.keys() | given.keys()):
-        if wanted.get(path) != given.get(path):
-            raise ValueError(
-                f"Parameter {path} has shape {given.get(path)}, expected {wanted.get(path)}."
-            )
-    graphdef, abstract = _structure(config)
-    state = jax.tree.map(lambda leaf: leaf, abstract)  # the cached one must stay abstract
-    nnx.replace_by_pure_dict(state, tree)
-    return nnx.merge(graphdef, state)
-
-
-def _flat(tree: Parameters) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+    return parameter_trees.build(_structure(config), tree)

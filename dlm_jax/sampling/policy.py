@@ -67,6 +67,14 @@ class Policy:
         if self.steps is not None and self.steps < 1:
             raise UserError(f"Policy.steps is {self.steps}, and must be at least 1.")
 
+    @property
+    def random(self) -> bool:
+        """Whether another key can give another answer."""
+        fixed = isinstance(self.positions, LeftToRight) or (
+            isinstance(self.positions, Reparameterized) and not self.positions.noise_scale
+        )
+        return not (fixed and isinstance(self.tokens, Argmax))
+
     @classmethod
     def parse(
         cls,

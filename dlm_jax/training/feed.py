@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dlm_jax.data.loader import Loader
+from dlm_jax.data.packing import Batch
 from dlm_jax.data.vocabularies import Vocabulary
 from dlm_jax.errors import UserError
 from dlm_jax.parallel import multihost
@@ -122,7 +123,11 @@ class HostData:
 
     def batches(self) -> Iterator[dict[str, jax.Array]]:
         """Yields global arrays [batch_size, length], endlessly."""
-        for batch in self.loader:
+        return self.on_devices(self.loader)
+
+    def on_devices(self, batches: Iterable[Batch]) -> Iterator[dict[str, jax.Array]]:
+        """Yields global arrays of batches that hold the rows of this host."""
+        for batch in batches:
             yield {
                 name: _global(np.asarray(array), self.sharding, self.rows)
                 for name, array in batch.items()

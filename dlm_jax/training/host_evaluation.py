@@ -80,4 +80,4 @@ def _own(folder: RunFolder) -> Iterator[RunFolder]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="dlm-evaluation-") as scratch:
-        yield RunFolder(scratch)
+        yield RunFolder(scratch, folder.path)

@@ -22,7 +22,7 @@ from dlm_jax.training.compilations import CompilationCounter
 from dlm_jax.training.evaluators import Evaluator
 from dlm_jax.training.feed import Feed, HostData
 from dlm_jax.training.goodput import Goodput
-from dlm_jax.training.host_evaluation import evaluation
+from dlm_jax.training.host_evaluation import Evaluate, evaluation
 from dlm_jax.training.loop import Cadence, Loop, Monitors, Results
 from dlm_jax.training.metrics import MetricsWriter, Progress, SilentWriter
 from dlm_jax.training.opening import model_info, opening
@@ -101,16 +101,43 @@ class Run:
         """
         manager = CheckpointManager(self.folder.checkpoints, self.checkpoints)
         state, resumed, saved = _first_state(manager, stage, data)
-        owed = bool(saved.get("evaluation_owed")) and bool(self.evaluators)
+        owed = bool(saved.get("evaluation_owed")) and self.evaluation() is not None
         results: Results = {}
         if resumed < self.cadence.total_steps or owed:
             if self.on_ready is not None:
                 self.on_ready()
-            _describe(self, stage.abstract.model())
+            self.describe(stage.abstract.model())
             results = self._loop(stage, data, manager, state, resumed, saved, owed)
         manager.close()
         step = max(resumed, self.cadence.total_steps)
         return TrainResult(self.folder.path, step, results, time.time() - self.began)
+
+    def describe(self, model: Any) -> None:
+        """Writes what the folder needs to be used; `model` are abstract leaves with shardings."""
+
+        def write() -> None:
+            if multihost.is_main():
+                self.folder.describe(self.description, self.vocabulary)
+                self.folder.write_text("model_info.txt", model_info(self.description.config, model))
+
+        def look() -> None:
+            if not self.folder.is_run:
+                raise UserError(
+                    f"{self.folder.path} is not the folder that process 0 writes to: run_dir must "
+                    "be one that all hosts share"
+                )
+
+        multihost.together("describe", write)
+        multihost.together("look", look)
+
+    def opening(self, state: TrainState, data: HostData, resumed: int) -> str:
+        """What is said before the first step after `resumed`."""
+        total = self.cadence.total_steps
+        return opening(self.folder, self.description, self.notes, state, data, resumed, total)
+
+    def evaluation(self) -> Evaluate | None:
+        """What measures a state; None for nothing."""
+        return evaluation(self.evaluators, self.description, self.vocabulary, self.folder)
 
     def _loop(
         self,
@@ -126,9 +153,7 @@ class Run:
         writer = MetricsWriter(self.folder.metrics, resumed) if main else SilentWriter()
         total, name = self.cadence.total_steps, self.folder.path.name
         with Progress(name, total, resumed, silent=not main) as progress:
-            progress.say(
-                opening(self.folder, self.description, self.notes, state, data, resumed, total)
-            )
+            progress.say(self.opening(state, data, resumed))
             step = self._program(stage, progress)
             program = step.text if isinstance(step, KeptProgram) else str
             monitors = self._monitors(writer, progress, program)
@@ -145,7 +170,7 @@ class Run:
                 window,
                 monitors,
                 stage.saved,
-                evaluation(self.evaluators, self.description, self.vocabulary, self.folder),
+                self.evaluation(),
             )
             try:
                 _, results = loop.run(state, resumed, evaluation_owed=owed)
@@ -195,23 +220,6 @@ def _first_state(
     model, training, cursor = manager.restore(step, abstract.model(), abstract.training())
     data.loader.restore(cursor)
     return stage.resumed(model, training, cursor), step, cursor
-
-
-def _describe(run: Run, model: Any) -> None:
-    def write() -> None:
-        if multihost.is_main():
-            run.folder.describe(run.description, run.vocabulary)
-            run.folder.write_text("model_info.txt", model_info(run.description.config, model))
-
-    def look() -> None:
-        if not run.folder.is_run:
-            raise UserError(
-                f"{run.folder.path} is not the folder that process 0 writes to: run_dir must be "
-                "one that all hosts share"
-            )
-
-    multihost.together("describe", write)
-    multihost.together("look", look)
 
 
 def _peak_flops() -> float:

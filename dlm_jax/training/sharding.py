@@ -31,8 +31,12 @@ def parameter_shardings(config: EncoderConfig, mesh: Mesh) -> Any:
 
 def placed_parameters(config: EncoderConfig, mesh: Mesh) -> Any:
     """An encoder's parameters as `jax.ShapeDtypeStruct` leaves with shardings."""
-    shardings = parameter_shardings(config, mesh)
-    return jax.tree.map(_placed, encoders.abstract_parameters(config), shardings)
+    return placed(encoders.abstract_parameters(config), parameter_shardings(config, mesh))
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """`jax.ShapeDtypeStruct` leaves with shardings."""
+    return jax.tree.map(_placed, shapes, shardings)
 
 
 def abstract_state(

@@ -190,10 +190,10 @@ def _summed_gradients(
 
 
 def _cut(x: jax.Array, accumulation: int) -> jax.Array:
-    """[accumulation, rows / accumulation, length]: every so many-th row of x [rows, length].
+    """[accumulation, rows / accumulation, ...]: every so many-th row of x [rows, ...].
 
     Neighbouring rows go to different micro-batches, so that each is spread over all devices of a
     mesh without moving a row.
     """
     micro_batches = x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1)
-    return constrain(micro_batches, (None, "batch", "length"))
+    return constrain(micro_batches, (None, "batch", "length", "embed")[: micro_batches.ndim])

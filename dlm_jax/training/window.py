@@ -63,7 +63,7 @@ class MetricsWindow:
         seconds, self._began = max(now - self._began, 1e-9), now
         figures = {
             "loss": total["loss_sum"] / max(total["weight_sum"], 1e-9),
-            **_of_absorbed_tokens(total),
+            **_of_predictions(total),
             "grad_norm": total["grad_norm"] / steps,
             "learning_rate": float(self._learning_rate(step - 1)),
             "tokens_per_second": tokens / seconds,
@@ -85,10 +85,12 @@ class MetricsWindow:
         return self._carried_steps + len(entries), sums, tokens
 
 
-def _of_absorbed_tokens(total: Mapping[str, float]) -> dict[str, float]:
-    """What a loss that predicts absorbed tokens says of them; nothing for one that does not."""
-    if "absorbed_tokens" not in total:
+def _of_predictions(total: Mapping[str, float]) -> dict[str, float]:
+    """What a loss says of the absorbed tokens that it predicts, or of the examples."""
+    if "correct" not in total:
         return {}
+    if "absorbed_tokens" not in total:
+        return {"accuracy": total["correct"] / max(total["weight_sum"], 1.0)}
     count = max(total["absorbed_tokens"], 1.0)
     return {
         "nll_per_absorbed_token": total["nll_sum"] / count,

@@ -39,7 +39,7 @@ def test_shipped_file(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_shipped_example_is_complete_and_its_record_loads_to_the_same(name, tmp_path):
     bound = {key.configurable for key in read_program([name], [], ()).bindings}
-    entry = next(name for name in ("train", "sweep", "evaluate") if name in bound)
+    entry = next(name for name in ENTRIES if name in bound)
     arguments = {"other_entries": ENTRIES, "supplied": ["run_dir"], "importer": str}
     loaded = config.load([name], [], entry, CONFIGURABLES, **arguments)
     record = config.record(loaded, tmp_path)

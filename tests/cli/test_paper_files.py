@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 import dlm_jax.gin_configs
 import jax
@@ -20,6 +21,8 @@ from dlm_jax.data.tasks import get_task
 from dlm_jax.models.encoder import abstract_parameters, logical_axes
 from dlm_jax.parallel.rules import parameter_shardings
 from dlm_jax.planning.request import shape_of
+from dlm_jax.training.length_stage import train_length_predictor
+from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.train import train
 
 FOLDER = Path(next(iter(dlm_jax.gin_configs.__path__))) / "examples" / "paper"
@@ -37,45 +40,74 @@ TABLES = {
     "flan2021_no_german": ("sequences", (512, 512, 512, 256), (5, 5, 3, 1), 5e-5),
     "flan2022": ("sequences", (512, 512, 1024, 2048), (70, 30, 17, 4), 1e-5),
 }
+# Thousands of steps of the length stage, and its rate; the paper has none for the other table.
+LENGTHS = {
+    "iwslt14_de_en": (30, 5e-5),
+    "wmt14_en_de": (30, 5e-5),
+    "gigaword_10k": (30, 5e-5),
+    "flan2022": (16, 1e-5),
+}
 CASES = [(table, size) for table in TABLES for size in PARAMETERS]
 
 
 def test_there_is_a_file_for_every_table_and_size_and_no_other() -> None:
     files = sorted(file.relative_to(FOLDER).as_posix() for file in FOLDER.rglob("*.gin"))
-    assert files == sorted(f"{table}/{size}.gin" for table, size in CASES)
+    stages = [f"{table}/length.gin" for table in LENGTHS]
+    assert files == sorted([f"{table}/{size}.gin" for table, size in CASES] + stages)
 
 
-@pytest.mark.parametrize(("table", "size"), CASES)
-def test_hyper_parameters_are_the_papers(table: str, size: str) -> None:
-    @functools.wraps(train)
+def arguments_of(entry: str, name: str) -> dict[str, Any]:
+    """Loads a file of the paper with the entry function replaced by one that returns what it is
+    given."""
+    target = {"train": train, "length_stage": train_length_predictor}[entry]
+
+    @functools.wraps(target)
     def arguments(run_dir, **given):
-        bound = inspect.signature(train).bind(run_dir, **given)
+        bound = inspect.signature(target).bind(run_dir, **given)
         bound.apply_defaults()
         return bound.arguments
 
     checked = config.load(
-        [f"examples/paper/{table}/{size}.gin"],
+        [f"examples/paper/{name}.gin"],
         [],
-        "train",
-        {**CONFIGURABLES, "train": arguments},
+        entry,
+        {**CONFIGURABLES, entry: arguments},
         other_entries=ENTRIES,
         supplied=("run_dir",),
         importer=import_task_module,
     )
+    return checked.call(run_dir="run")
+
+
+def check_optimizer(optimizer: AdamW, learning_rate: float) -> None:
+    assert (optimizer.learning_rate, optimizer.schedule) == (learning_rate, "constant")
+    assert (optimizer.b1, optimizer.b2, optimizer.epsilon) == (0.9, 0.98, 1e-8)
+    assert (optimizer.weight_decay, optimizer.decay) == (0.01, "all")
+    assert (optimizer.warmup_steps, optimizer.max_grad_norm) == (0.01, 1.0)
+
+
+@pytest.mark.parametrize("table", LENGTHS)
+def test_the_length_stage_is_the_papers(table: str) -> None:
+    values = arguments_of("length_stage", f"{table}/length")
+    steps, learning_rate = LENGTHS[table]
+    assert (values["total_steps"], values["batch_size"]) == (1000 * steps, 256)
+    assert (values["dropout_rate"], values["feature_dropout"]) == (0.1, True)
+    assert values["task"] == arguments_of("train", f"{table}/base")["task"]
+    check_optimizer(values["optimizer"], learning_rate)
+
+
+@pytest.mark.parametrize(("table", "size"), CASES)
+def test_hyper_parameters_are_the_papers(table: str, size: str) -> None:
     unit, batches, steps, learning_rate = TABLES[table]
     index = list(PARAMETERS).index(size)
-    values = checked.call(run_dir="run")
+    values = arguments_of("train", f"{table}/{size}")
     assert values["total_steps"] == 1000 * steps[index]
     assert values["length"] == 512
     if unit == "tokens":
         assert values["pack"] and values["batch_size"] * 512 == 1024 * batches[index]
     else:
         assert not values["pack"] and values["batch_size"] == batches[index]
-    optimizer = values["optimizer"]
-    assert (optimizer.learning_rate, optimizer.schedule) == (learning_rate, "constant")
-    assert (optimizer.b1, optimizer.b2, optimizer.epsilon) == (0.9, 0.98, 1e-8)
-    assert (optimizer.weight_decay, optimizer.decay) == (0.01, "all")
-    assert (optimizer.warmup_steps, optimizer.max_grad_norm) == (0.01, 1.0)
+    check_optimizer(values["optimizer"], learning_rate)
     objective = values["objective"]
     assert (objective.num_timesteps, objective.pairing) == (50, "coupled")
     assert (objective.weighting, objective.label_smoothing) == ("linear", 0.0)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlm_jax.errors import UserError
@@ -16,6 +17,8 @@ from dlm_jax.evaluation.generation import (
     predictions_path,
 )
 from dlm_jax.evaluation.json_lines import read_json_lines, write_json_lines
+from dlm_jax.evaluation.report import write_report
+from dlm_jax.sampling.length_calibration import LengthCalibration
 
 EXAMPLES = [
     Example(
@@ -122,6 +125,38 @@ def test_a_searched_length_is_the_one_of_the_answer(tmp_path: Path) -> None:
     run(tmp_path, canvas="search")
     records, _ = read_json_lines(tmp_path / "eval/family/quiz/30.jsonl")
     assert {(record["canvas"], record["canvas_length"]) for record in records} == {("search", 5)}
+
+
+def test_a_predicted_canvas_has_its_own_file_figures_and_lengths(tmp_path: Path) -> None:
+    lengths = np.array([len(example.target_ids) for example in EXAMPLES])
+    # Right on every example but the first, whose length it takes for 3 instead of 1.
+    guesses = np.where(np.arange(len(lengths)) == 0, 3, lengths)
+    probabilities = np.full((len(lengths), 4), 0.1)
+    probabilities[np.arange(len(lengths)), guesses - 1] = 0.7
+    calibration = LengthCalibration(np.log(probabilities), lengths)
+    model, figures = run(
+        tmp_path, canvas="predicted", length_calibration=calibration, length_beam=1
+    )
+    asked = {
+        row: length
+        for request in model.requests
+        for row, length in zip(request.row_ids, request.response_lengths)
+    }
+    assert asked == {example.index: guess for example, guess in zip(EXAMPLES, guesses)}
+    assert figures["length_mae"] == pytest.approx(2 / 11)
+    assert figures["length_exact"] == figures["length_in_beam"] == pytest.approx(10 / 11)
+    assert figures["exact_match"] == run(tmp_path / "other")[1]["exact_match"]
+    assert not any(name.startswith("oracle_") for name in figures)
+    path = predictions_path(tmp_path, "family/quiz", 30, "predicted")
+    assert path.name == "30.predicted.jsonl"
+    records, _ = read_json_lines(path)
+    assert [record["predicted_length"] for record in records] == guesses.tolist()
+    assert [record["true_length"] for record in records] == lengths.tolist()
+    assert {record["canvas"] for record in records} == {"predicted"}
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "quiz, predicted length" in page
+    assert "quiz: mean error 0.18 tokens, calibration error" in page
+    assert (tmp_path / "figures" / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_answers_are_kept_when_a_metric_fails_and_every_split_has_its_file(tmp_path: Path) -> None:
