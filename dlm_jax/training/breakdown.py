@@ -10,14 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-HOST_KINDS = ("data", "checkpoint", "evaluation")
-"""Blocks of `Goodput.measure`, which a trace shows as 'dlm:<kind>'."""
+HOST_KINDS = ("data", "checkpoint", "evaluation", "wait")
+"""Blocks of `Goodput.measure`, and the wait for the last of the steps; a trace shows them as
+'dlm:<kind>'."""
 DEVICE_SCOPES = ("noise", "embeddings", "layers", "attention", "mlp", "head_and_loss", "optimizer")
 """Names of `jax.named_scope` in the model and the step; the innermost one counts."""
 COLLECTIVES = "collectives"
 STEP = "train"
 
 _SCOPE = re.compile(rf"(?<![\w.])({'|'.join(DEVICE_SCOPES)})(?![\w.])")
+_MODULE = re.compile(r"HloModule ([\w.\-]+)")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$", re.MULTILINE)
 _OP_NAME = re.compile(r'metadata=\{[^}]*?op_name="([^"]*)"')
 _COLLECTIVE = re.compile(
@@ -43,7 +45,8 @@ class Breakdown:
         steps: how many were profiled.
         step: wall time of one, on average.
         host: of the step's time on the host; adds up to `step`. 'dispatch' is the call of the step,
-            'rest' is all else, for the most part waiting for the devices.
+            which waits where the devices are behind, 'wait' is for the last step, and 'rest' is all
+            else.
         device: of the step's time on a device, the mean over this host's devices; adds up to
             `step`. 'other' is outside of all scopes, and 'idle' when nothing ran.
     """
@@ -88,7 +91,8 @@ def write_breakdown(folder: Path, program: str) -> Breakdown | None:
 
 def breakdown(profile: Any, program: str) -> Breakdown | None:
     """Takes a `jax.profiler.ProfileData` apart; None where it holds no step."""
-    groups = group_of_instructions(program)
+    groups, name = group_of_instructions(program), _MODULE.match(program)
+    module = name[1] if name else ""
     host: list[Span] = []
     devices: dict[str, list[list[Span]]] = collections.defaultdict(list)
     for plane in profile.planes:
@@ -98,7 +102,7 @@ def breakdown(profile: Any, program: str) -> Breakdown | None:
                 span = Span(event.start_ns, event.start_ns + event.duration_ns, event.name)
                 if event.name == STEP or event.name.startswith("dlm:"):
                     host.append(span)
-                elif (op := _operation(plane.name, line.name, event)) is not None:
+                elif (op := _operation(plane.name, line.name, event, module)) is not None:
                     device, instruction = op
                     group = groups.get(instruction, "other")
                     lanes[device].append(dataclasses.replace(span, name=group))
@@ -107,11 +111,15 @@ def breakdown(profile: Any, program: str) -> Breakdown | None:
     return _add_up(host, list(devices.values()))
 
 
-def _operation(plane: str, line: str, event: Any) -> tuple[str, str] | None:
-    """The device and the HLO instruction of an event, if it is one that ran on a device."""
+def _operation(plane: str, line: str, event: Any, module: str) -> tuple[str, str] | None:
+    """The device and the HLO instruction of an event, if it is one that ran on a device.
+
+    The instruction is '' where it is known to be of another program than `module`.
+    """
     stats = dict(event.stats)
     if "hlo_op" in stats:  # CPU (threads of the host), GPU (streams of a device)
-        return f"{plane}:{stats.get('device_ordinal', 0)}", str(stats["hlo_op"])
+        own = stats.get("hlo_module", module) == module
+        return f"{plane}:{stats.get('device_ordinal', 0)}", str(stats["hlo_op"]) if own else ""
     if line == "XLA Ops":  # TPU: the event's name is the whole instruction
         return plane, event.name.partition(" = ")[0].lstrip("%")
     return None
@@ -130,13 +138,11 @@ def group_of_instructions(program: str) -> dict[str, str]:
 
 def _add_up(host: list[Span], devices: list[list[list[Span]]]) -> Breakdown | None:
     steps = [span for span in host if span.name == STEP]
-    operations = [span for lanes in devices for lane in lanes for span in lane]
-    if not steps or not operations:
+    if not steps or not devices:
         return None
-    begin = min(span.begin for span in host)
-    end = max(span.end for span in (*host, *operations))
+    # By the host's clock alone: that of a device need not agree with it.
     share = 1e-6 / len(steps)
-    wall = (end - begin) * share
+    wall = (max(span.end for span in host) - min(span.begin for span in host)) * share
     on_host = {"dispatch": sum(span.end - span.begin for span in steps) * share}
     for kind in HOST_KINDS:
         spent = sum(span.end - span.begin for span in host if span.name == f"dlm:{kind}")

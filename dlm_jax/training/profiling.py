@@ -57,7 +57,8 @@ class StepProfiler:
     def after(self, step: int, results: Any) -> None:
         """Ends after the last of the steps, when the devices have computed `results`."""
         if self._tracing and step >= self._last:
-            jax.block_until_ready(results)
+            with jax.profiler.TraceAnnotation("dlm:wait"):
+                jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
