@@ -160,18 +160,12 @@ _TWINS = {
 
 
 def _translation() -> Experiment:
-    """The best model, and a smaller one beside the baseline of the same size and steps."""
-    best = RUNS / "e5/translate"
+    """Lengths, and the baseline of the same size and steps."""
     sweeps = ("translation", "translation_beam", "translation_autoregressive")
     return Experiment(
         "translation",
-        (
-            *_pretraining().commands[:3],
-            Command("length", best, (f"--gin_file={_FILES}/length.gin",)),
-            *_baseline()[2:],
-            *map(_sweep, sweeps),
-        ),
-        {"diffusion, 12 layers": best, **_TWINS},
+        (*_baseline(), *map(_sweep, sweeps)),
+        _TWINS,
         {name: RUNS / "sweeps" / name for name in sweeps},
         compared=(
             (("translation", "fixed"), ("translation", "predicted")),
@@ -180,6 +174,17 @@ def _translation() -> Experiment:
             (("translation_autoregressive", 0.0), ("translation_beam", 5)),
         ),
         lengths=("translation", "predicted"),
+    )
+
+
+def _best() -> Experiment:
+    best = RUNS / "e5/translate"
+    length = Command("length", best, (f"--gin_file={_FILES}/length.gin",))
+    return Experiment(
+        "best",
+        (*_pretraining().commands[:3], length, _sweep("best")),
+        {"diffusion, 12 layers": best},
+        {"bleu": RUNS / "sweeps/best"},
     )
 
 
@@ -254,6 +259,9 @@ EXPERIMENTS = {
     for experiment in (
         _pretraining(),
         _sizes(),
+        _translation(),
+        _best(),
+        _steps(),
         _instructions(),
         _order(),
     )

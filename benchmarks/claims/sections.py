@@ -145,7 +145,7 @@ _CANVASES = {
     ("translation", "predicted"): "predicted length",
     ("translation_beam", 5): "beam of 5 predicted lengths",
     ("translation", "oracle"): "oracle length",
-    ("translation_autoregressive", 0.0): "greedy",
+    ("translation_autoregressive", 0.0): "one token after the other",
 }
 
 
@@ -162,9 +162,9 @@ def translation(document: Document) -> list[str]:
     predicted = select(document["sweeps"]["translation"], canvas="predicted")[0]
     figures = predicted["figures"]
     lines = [
-        "The models of 12 and of 4 layers, each with a length predictor on its frozen features, "
-        "and an autoregressive baseline for the smaller one: it starts from the same weights, has "
-        "causal attention, and sees the same data for the same steps.",
+        "The model of 4 layers with a length predictor on its frozen features, and an "
+        "autoregressive baseline of the same size: it starts from the same weights, has causal "
+        "attention, and sees the same data for the same steps.",
         "",
         *table(["decoding", "BLEU", "BLEU, lower-cased", "evaluations", "minutes"], rows),
         f"{number(figures['n'])} sentences of test, {predicted['steps']} steps; BLEU is "
@@ -177,10 +177,28 @@ def translation(document: Document) -> list[str]:
         difference, error = pair["difference"], pair["standard_error"]
         lines += verdict(
             _decided(difference, error),
-            f"4 layers, {second} ≥ {first}: {standard_errors(difference, error)} BLEU, paired by "
-            "sentence.",
+            f"{second.capitalize()} ≥ {first}: {standard_errors(difference, error)} BLEU, paired "
+            "by sentence.",
         )
     return [*lines, *_calibration(document, figures)]
+
+
+def best(document: Document) -> list[str]:
+    """BLEU of the best model, without a claim."""
+    cells = {cell["canvas"]: cell for cell in document["sweeps"]["bleu"]}
+    rows = [
+        [f"{canvas} length", *(shown(figure(cell, f"bleu{case}")) for case in ("", "_lowercase"))]
+        for canvas, cell in cells.items()
+    ]
+    figures = cells["predicted"]["figures"]
+    return [
+        "The pretrained model of the first experiment, all 12 layers, with a length predictor: "
+        f"Multi30k en→de, {number(figures['n'])} sentences of test, "
+        f"{cells['predicted']['steps']} denoiser evaluations. There was no time for a baseline of "
+        "its size.",
+        "",
+        *table([f"BLEU, `{document['signature']}`", "cased", "lower-cased"], rows),
+    ]
 
 
 def _place(saved: Sequence[str | float]) -> tuple[str, str | float]:
@@ -195,7 +213,7 @@ def _decided(difference: float, error: float) -> bool | None:
 def _calibration(document: Document, figures: Mapping[str, float]) -> list[str]:
     exact, close = (figures[f"length_{name}"] for name in ("exact", "within_2"))
     return [
-        f"The likeliest length (4 layers) is right for {exact:.0%} of the sentences and at most "
+        f"The likeliest length is right for {exact:.0%} of the sentences and at most "
         f"two tokens off for {close:.0%}; it is {figures['length_mae']:.1f} tokens off on "
         "average, and the expected calibration error of its probability is "
         f"{figures['length_ece']:.2f}.",
