@@ -1,15 +1,19 @@
 """Decoding speed beside a plain torch loop of the same algorithm on the same weights.
 
-    python -m benchmarks.decode [--model FOLDER] [--rounds 5] [--cases reasoning translation]
+    python -m benchmarks.decode [--models bert-tiny xlmr-base] [--cases reasoning] [--rounds 6]
 
 Reparameterized decoding (unconditional, deterministic, cosine, argmax), float32, two threads. The
 torch loop does what the common references do: a batch padded to its longest row, the vocabulary
 head on the whole canvas, softmax in float64. The sides are two processes that are asked in turn for
-the same batch; ratios are of neighbouring answers, and their median is reported. Cases: `reasoning`
-(GSM8K questions and a fixed canvas) and `translation` (Multi30k, German to English, oracle
-lengths); without DLM_DATA_DIR, rows of random ids of the same sizes. By default the weights are the
-multilingual encoder under DLM_MODELS_DIR, its missing prediction head drawn at random, or else the
-small English one from the package index.
+the same batch; ratios are of neighbouring answers, and their median is reported. Beside the wall
+clock stands the processor time of all threads. On a machine that others use, look at that with
+`--threads 1`: torch's threads spin while they wait for one that has no core.
+
+Cases: `reasoning` (GSM8K questions and a fixed canvas) and `translation` (Multi30k, German to
+English, oracle lengths); without DLM_DATA_DIR, rows of random ids of the same sizes. Models:
+`bert-tiny` from the package index, and if DLM_MODELS_DIR has them, `e5-small`, a pruned
+multilingual encoder whose missing prediction head is drawn at random, and `xlmr-base`, random
+weights in the shape and with the vocabulary of XLM-R base: its 250k rows are most of the work.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ PACKAGED_MODEL = (
 )
 STRATEGY = "reparam-uncond-deterministic-cosine"
 REASONING_CANVAS = 32
+# Rows of a batch; the torch side holds some 20 bytes for each position and id of the vocabulary.
+ROWS = {"bert-tiny": 16, "e5-small": 16, "xlmr-base": 8}
+E5_FOLDER, XLMR_FOLDER = "e5-small-en-de-fr", "xlmr"  # under DLM_MODELS_DIR
 Rows = list[tuple[list[int], int]]  # (prompt ids without special tokens, response length)
 
 
@@ -108,6 +115,22 @@ def load_batches(path: str) -> dict[str, list[Rows]]:
     return cases
 
 
+class Start:
+    """A moment, and what has passed since."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def elapsed(self, forwards: float) -> dict[str, float]:
+        """Seconds of wall clock and of processor time (all threads), and forward passes."""
+        wall, processor = time.perf_counter(), time.process_time()
+        return {
+            "seconds": wall - self._wall,
+            "processor_seconds": processor - self._processor,
+            "forwards": forwards,
+        }
+
+
 def serve_jax(arguments: argparse.Namespace) -> None:
     """Answers with the project's own loop."""
     import jax
@@ -124,7 +147,7 @@ def serve_jax(arguments: argparse.Namespace) -> None:
     key = jax.random.key(0, impl="threefry2x32")
 
     def decode(case: str, index: int, rows: Rows) -> dict[str, float]:
-        start = time.perf_counter()
+        start = Start()
         canvas = response_canvas(
             [prompt for prompt, _ in rows],
             [length for _, length in rows],
@@ -134,9 +157,9 @@ def serve_jax(arguments: argparse.Namespace) -> None:
         result = jax.block_until_ready(
             generate(encoder, canvas, policy, key, mask_id=vocabulary.mask_id)
         )
-        seconds = time.perf_counter() - start
+        answer = start.elapsed(float(result.nfe.max()))
         keep(arguments, "jax", case, index, written_tokens(result.tokens, canvas))
-        return {"seconds": seconds, "forwards": float(result.nfe.max())}
+        return answer
 
     serve_cases(arguments, decode)
 
@@ -153,12 +176,12 @@ def serve_torch(arguments: argparse.Namespace) -> None:
     model = AutoModelForMaskedLM.from_pretrained(arguments.folder, dtype=torch.float32).eval()
 
     def decode(case: str, index: int, rows: Rows) -> dict[str, float]:
-        start = time.perf_counter()
+        start = Start()
         tokens, editable = torch_decode(model, vocabulary, rows, arguments.steps)
-        seconds = time.perf_counter() - start
+        answer = start.elapsed(float(arguments.steps))
         written = [row[mark].tolist() for row, mark in zip(tokens, editable, strict=True)]
         keep(arguments, "torch", case, index, written)
-        return {"seconds": seconds, "forwards": float(arguments.steps)}
+        return answer
 
     serve_cases(arguments, decode)
 
@@ -187,6 +210,7 @@ def torch_decode(model: Any, vocabulary: Any, rows: Rows, steps: int) -> tuple[A
             predicted = logits.argmax(-1)
             probabilities = torch.softmax(logits.to(torch.float64), dim=-1)
             confidence = probabilities.gather(-1, predicted[..., None])[..., 0].log()
+            del logits, probabilities
             confidence[~editable] = 1000.0
             rate = np.cos(np.pi * step / (2 * steps))
             left = (counts.to(torch.float64) * rate).long()
@@ -229,27 +253,37 @@ def measure(
     for number in range(arguments.rounds):
         index = number % len(batches)
         order = list(sides) if number % 2 else list(reversed(sides))
-        answers = {name: sides[name].ask(case, index) for name in order}
-        for answer in answers.values():
-            answer["ms_per_forward"] = 1e3 * answer["seconds"] / answer["forwards"]
-            written = sum(length for _, length in batches[index])
-            answer["ms_per_token"] = 1e3 * answer["seconds"] / written
-        rounds.append(answers)
+        written = sum(length for _, length in batches[index])
+        rounds.append({name: figures(sides[name].ask(case, index), written) for name in order})
         shown = ", ".join(f"{name} {rounds[-1][name]['ms_per_forward']:.1f}" for name in sides)
         print(f"{case} round {number + 1}: ms per forward: {shown}", flush=True)
-    ratios = [r["torch"]["ms_per_forward"] / r["dlm_jax"]["ms_per_forward"] for r in rounds]
     return {
-        "speedup_per_forward": statistics.median(ratios),
-        "speedup_range": [min(ratios), max(ratios)],
+        **ratios(rounds, "ms_per_forward", "speedup"),
+        **ratios(rounds, "processor_ms_per_forward", "processor_speedup"),
         **{
             name: {
                 key: statistics.median(answers[name][key] for answers in rounds)
-                for key in ("ms_per_forward", "ms_per_token")
+                for key in rounds[0][name]
             }
             for name in sides
         },
         **compare(case, batches, Path(arguments.outputs)),
     }
+
+
+def figures(answer: dict[str, float], written: int) -> dict[str, float]:
+    """Milliseconds of one answer, in which `written` tokens were generated."""
+    return {
+        "ms_per_forward": 1e3 * answer["seconds"] / answer["forwards"],
+        "ms_per_token": 1e3 * answer["seconds"] / written,
+        "processor_ms_per_forward": 1e3 * answer["processor_seconds"] / answer["forwards"],
+    }
+
+
+def ratios(rounds: list[dict[str, dict[str, float]]], key: str, name: str) -> dict[str, Any]:
+    """How many times as much torch takes: the median of the rounds, the least and the most."""
+    paired = [answers["torch"][key] / answers["dlm_jax"][key] for answers in rounds]
+    return {name: statistics.median(paired), f"{name}_range": [min(paired), max(paired)]}
 
 
 def compare(case: str, batches: list[Rows], outputs: Path) -> dict[str, Any]:
@@ -278,17 +312,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cases = ["reasoning", "translation"]
-    parser.add_argument("--model", help="folder or source of the weights")
-    parser.add_argument(
-        "--random_shape",
-        metavar="SIZE",
-        help="instead of a model, random weights in the shape of a size (base) with the vocabulary "
-        "of XLM-R under DLM_MODELS_DIR: its 250k rows are most of the work of a forward pass",
-    )
+    parser.add_argument("--models", nargs="+", default=available(), choices=list(ROWS))
+    parser.add_argument("--model", help="folder or source of other weights, instead of `--models`")
     parser.add_argument("--cases", nargs="+", default=cases, choices=cases)
     parser.add_argument("--rounds", type=int, default=6, help="timed batches of each side and case")
     parser.add_argument("--batches", default="2", help="different batches of each case")
-    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--rows", type=int, help=f"rows of a batch; by default {ROWS}")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--side", choices=["dlm_jax", "torch"], help=argparse.SUPPRESS)
@@ -297,8 +326,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare_random(size: str, folder: Path) -> tuple[Any, Any, str]:
-    """Writes an encoder of a named size, its weights drawn at random, with XLM-R's vocabulary."""
+def local_models() -> Path:
+    """The folder of models that no package index has; one that does not exist by default."""
+    return Path(os.environ.get("DLM_MODELS_DIR", "/nonexistent"))
+
+
+def available() -> list[str]:
+    """The models whose files are here or can be fetched."""
+    needed = {"e5-small": E5_FOLDER, "xlmr-base": XLMR_FOLDER}
+    return [n for n in ROWS if n not in needed or (local_models() / needed[n]).is_dir()]
+
+
+def prepare_random(folder: Path) -> tuple[Any, Any]:
+    """Writes an encoder of XLM-R base's shape and vocabulary, its weights drawn at random."""
     from flax import nnx
 
     from dlm_jax.checkpoints.huggingface import export_folder
@@ -306,80 +346,89 @@ def prepare_random(size: str, folder: Path) -> tuple[Any, Any, str]:
     from dlm_jax.models.config import SIZES
     from dlm_jax.models.encoder import Encoder, parameters
 
-    config = SIZES[size]
-    vocabulary = load_vocabulary(Path(os.environ["DLM_MODELS_DIR"]) / "xlmr")
+    config = SIZES["base"]
+    vocabulary = load_vocabulary(local_models() / XLMR_FOLDER)
     export_folder(config, parameters(Encoder(config, rngs=nnx.Rngs(0))), vocabulary, folder)
-    return config, vocabulary, f"random weights in the shape {size}"
+    return config, vocabulary
 
 
-def prepare_model(source: str | None, folder: Path) -> tuple[Any, Any, str]:
+def prepare_model(source: str, folder: Path) -> tuple[Any, Any]:
     """Writes one folder that both sides read, its prediction head filled in if it has none."""
     from dlm_jax.checkpoints.huggingface import export_folder, import_folder
     from dlm_jax.checkpoints.sources import resolve
     from dlm_jax.data.vocabularies import load_vocabulary
 
-    if source is None:
-        local = Path(os.environ.get("DLM_MODELS_DIR", "")) / "e5-small-en-de-fr"
-        source = str(local) if local.is_dir() else PACKAGED_MODEL
     found = resolve(source)
     config, parameters, report = import_folder(found)
     vocabulary = load_vocabulary(found)
     export_folder(config, parameters, vocabulary, folder)
     print(f"weights: {source.split('#')[0]}; {report}")
-    return config, vocabulary, source.split("#")[0]
+    return config, vocabulary
+
+
+def prepare(name: str, folder: Path) -> tuple[Any, Any]:
+    """Writes the encoder of a name or a source; returns its configuration and its vocabulary."""
+    if name == "xlmr-base":
+        return prepare_random(folder)
+    known = {"bert-tiny": PACKAGED_MODEL, "e5-small": str(local_models() / E5_FOLDER)}
+    return prepare_model(known.get(name, name), folder)
+
+
+def compare_sides(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the cases on one model, in processes of their own; the results by case."""
+    config, vocabulary = prepare(name, folder / "model")
+    rows = arguments.rows or ROWS.get(name, 16)
+    count, longest = int(arguments.batches), config.max_length
+    cases = {c: batches_of(c, vocabulary, count, rows, longest) for c in arguments.cases}
+    save_batches(folder / "batches.npz", cases)
+    arguments.outputs = str(folder)
+    shared = [f"--folder={folder / 'model'}", f"--batches={folder / 'batches.npz'}"]
+    shared += [f"--outputs={folder}", f"--steps={arguments.steps}"]
+    shared += [f"--threads={arguments.threads}"]
+    sides = {
+        side: Side("benchmarks.decode", [f"--side={side}", *shared], arguments.threads)
+        for side in ("dlm_jax", "torch")
+    }
+    print(f"{name}: {rows} rows a batch, {arguments.steps} steps", flush=True)
+    results = {case: measure(sides, case, batches, arguments) for case, batches in cases.items()}
+    for side in sides.values():
+        side.close()
+    return {"rows_of_a_batch": rows, **results}
 
 
 def main() -> None:
-    """Runs the cases, prints a table of each and one line of JSON."""
+    """Runs the cases on each model, prints a table of each and one line of JSON."""
     arguments = parse_arguments()
     if arguments.side:
         {"dlm_jax": serve_jax, "torch": serve_torch}[arguments.side](arguments)
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if arguments.random_shape:
-            prepared = prepare_random(arguments.random_shape, folder / "model")
-        else:
-            prepared = prepare_model(arguments.model, folder / "model")
-        config, vocabulary, source = prepared
-        cases = {
-            case: batches_of(
-                case, vocabulary, int(arguments.batches), arguments.rows, config.max_length
-            )
-            for case in arguments.cases
-        }
-        save_batches(folder / "batches.npz", cases)
-        arguments.outputs = str(folder)
-        shared = [f"--folder={folder / 'model'}", f"--batches={folder / 'batches.npz'}"]
-        shared += [f"--outputs={folder}", f"--steps={arguments.steps}"]
-        shared += [f"--threads={arguments.threads}"]
-        sides = {
-            name: Side("benchmarks.decode", [f"--side={name}", *shared], arguments.threads)
-            for name in ("dlm_jax", "torch")
-        }
-        results = {
-            case: measure(sides, case, batches, arguments) for case, batches in cases.items()
-        }
-        for side in sides.values():
-            side.close()
-    for case, result in results.items():
-        show(case, result)
+    results = {}
+    for name in [arguments.model] if arguments.model else arguments.models:
+        with tempfile.TemporaryDirectory() as temporary:
+            results[name.split("#")[0]] = compare_sides(name, Path(temporary), arguments)
+    for name, cases in results.items():
+        for case in arguments.cases:
+            show(f"{name}, {case}", cases[case])
     versions = {name: metadata.version(name) for name in ("jax", "torch", "transformers")}
-    record = {"benchmark": "decode", "model": source, "steps": arguments.steps, **results}
+    record = {"benchmark": "decode", "steps": arguments.steps, "models": results}
     print(json.dumps(record | {"versions": versions, "machine": platform.machine()}))
 
 
-def show(case: str, result: dict[str, Any]) -> None:
+def show(title: str, result: dict[str, Any]) -> None:
     """Prints a case for people."""
-    low, high = result["speedup_range"]
-    print(f"\n{case}: medians of the rounds")
-    print("           ms/forward  ms/generated token")
+    print(f"\n{title}: medians of the rounds")
+    print("           ms/forward  ms/generated token  processor ms/forward")
     for name in ("dlm_jax", "torch"):
         side = result[name]
-        print(f"  {name:8} {side['ms_per_forward']:10.1f} {side['ms_per_token']:19.2f}")
+        print(
+            f"  {name:8} {side['ms_per_forward']:10.1f} {side['ms_per_token']:19.2f} "
+            f"{side['processor_ms_per_forward']:21.1f}"
+        )
+    (low, high), (least, most) = result["speedup_range"], result["processor_speedup_range"]
     print(
-        f"  dlm_jax is {result['speedup_per_forward']:.2f} times as fast per forward "
-        f"({low:.2f} to {high:.2f}); {result['identical_rows']} of {result['rows']} rows "
+        f"  dlm_jax is {result['speedup']:.2f} times as fast per forward ({low:.2f} to {high:.2f}),"
+        f" and torch takes {result['processor_speedup']:.2f} times its processor time "
+        f"({least:.2f} to {most:.2f});\n  {result['identical_rows']} of {result['rows']} rows "
         f"identical, {result['differing_tokens']} of {result['tokens']} tokens differ"
     )
 
