@@ -66,7 +66,8 @@ def least_bytes(request: TrainingStep, state: float, devices: int) -> float:
     """Bytes that a device must hold at a time.
 
     That is the state, and beside it first what the layers leave to the backward pass and then all
-    gradients, since their norm is awaited before the first update.
+    gradients, since their norm is awaited before the first update. With several micro-batches the
+    float32 sums of their gradients stand beside everything.
 
     Args:
         request: the step, with its mesh.
@@ -78,9 +79,8 @@ def least_bytes(request: TrainingStep, state: float, devices: int) -> float:
     parameters = config.num_parameters() / (fsdp * tensor)
     tokens = request.rows * request.length / request.accumulation / (data * fsdp)
     kept = tokens * config.num_layers * _kept_bytes(config, tensor)
-    if request.accumulation > 1:  # beside everything stand the float32 sums
-        return state / (fsdp * tensor) + 4.0 * parameters + kept
-    return state / (fsdp * tensor) + max(kept, _WIDTHS[config.dtype] * parameters)
+    sums = 4.0 * parameters if request.accumulation > 1 else 0.0
+    return state / (fsdp * tensor) + sums + max(kept, _WIDTHS[config.dtype] * parameters)
 
 
 def _kept_bytes(config: EncoderConfig, tensor: int) -> float:

@@ -2,8 +2,9 @@
 
 Compiling billions of parameters takes a minute and more, so the search compiles little. Settings
 that cannot fit, by arithmetic, are never compiled; the others are in the order of their estimated
-time, and when the first one has fitted, only those follow that promise to be faster still. A
-setting that does not fit costs seconds, because the compiler gives up early.
+time. When the first one has fitted, a few other meshes follow whose estimate is below its time, in
+case the compiler sends more than it should for the first. A setting that does not fit costs
+seconds, because the compiler gives up early.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def fastest(
     topology: Topology,
     *,
     max_compiles: int = 12,
+    max_meshes: int = 3,
     planner: Planner = make_plan,
     report: Report = lambda line: None,
 ) -> Found:
@@ -96,6 +98,7 @@ def fastest(
         request: the step; its model, batch size and length stay.
         topology: where.
         max_compiles: compilations after which the best so far is taken.
+        max_meshes: meshes on which something fits after which it is taken as well.
         planner: makes a plan of a setting.
         report: told of each plan as it is made.
 
@@ -116,19 +119,21 @@ def fastest(
         f"{usable / 2**30:.2f} GiB by arithmetic; compiling the rest, fastest first, until one fits"
     )
     compiled: list[tuple[Candidate, Plan]] = []
+    fitting: dict[MeshConfig, Plan] = {}
     best: Plan | None = None
     for candidate in possible:
-        if len(compiled) >= max_compiles or (
-            best and candidate.seconds >= (1 - _WORTHWHILE) * _seconds(best)
-        ):
+        promise = best is None or candidate.seconds < (1 - _WORTHWHILE) * _seconds(best)
+        if len(compiled) >= max_compiles or len(fitting) >= max_meshes or not promise:
             break
-        if any(_must_exceed(usable, candidate, *pair) for pair in compiled):
+        mesh = candidate.request.mesh
+        if mesh in fitting or any(_must_exceed(usable, candidate, *pair) for pair in compiled):
             continue
         plan = planner(candidate.request, topology)
         compiled.append((candidate, plan))
         report(plan.setting())
-        if plan.compiled.fits and (best is None or _seconds(plan) < _seconds(best)):
-            best = plan
+        if plan.compiled.fits:
+            fitting[mesh] = plan
+            best = min(fitting.values(), key=_seconds)
     plans = tuple(plan for _, plan in compiled)
     return Found(plans, len(every), len(every) - len(possible), best)
 
