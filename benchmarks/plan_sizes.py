@@ -44,7 +44,7 @@ DEPTHS = (12, 48)
 DEPTH_TOPOLOGY = "v5e:4x4"
 # Settings of XXL that go further: topology, mesh (data, fsdp), rows a chip, policy, lean optimizer.
 LARGER = {
-    "lean optimizer": ("v5e:2x4", (1, 8), 2, "full", True),
+    "lean optimizer": ("v5e:2x4", (1, 8), 8, "full", True),
     "saved products": ("v5p:4x4x4", (4, 16), 32, "dots", False),
 }
 

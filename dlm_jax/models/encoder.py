@@ -340,3 +340,18 @@ def from_parameters(config: EncoderConfig, tree: Parameters) -> Encoder:
         ValueError: when the tree's names or shapes are not those of `config`.
     """
     return parameter_trees.build(_structure(config), tree)
+
+
+def rounded_kernels(tree: Parameters, dtype: str) -> Parameters:
+    """The tree with the kernels of its layers rounded to the compute dtype, as each layer does.
+
+    Differentiated with respect to these, their gradients are of that dtype as well, as the products
+    are that make them: 16 bits of all layers, not 32, wait for the end of the backward pass.
+    """
+
+    def rounded(path: Any, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    if dtype == "float32" or "layers" not in tree:
+        return tree
+    return {**tree, "layers": jax.tree_util.tree_map_with_path(rounded, tree["layers"])}

@@ -53,6 +53,7 @@ class Stage:
         time_state: Any = None,
         spikes: SkipSpikes | None = None,
         frozen: Any = None,
+        dtype: str = "float32",
         flops_per_token: float = 0.0,
     ) -> Stage:
         """The stage of a loss.
@@ -67,6 +68,7 @@ class Stage:
             time_state: arrays of the time sampler, or None.
             spikes: which steps change nothing though they are finite; None = none.
             frozen: the rest of the model, as abstract leaves with shardings; or None.
+            dtype: what the kernels of layers are rounded to, and their gradients with them.
             flops_per_token: forward FLOPs of a token.
         """
         recent = spikes.empty() if spikes else None
@@ -84,7 +86,9 @@ class Stage:
             )(trained)
             return state._replace(parameters=trained, frozen=rest)
 
-        step = make_step(loss, optimizer, seed=seed, accumulation=accumulation, spikes=spikes)
+        step = make_step(
+            loss, optimizer, seed=seed, accumulation=accumulation, spikes=spikes, dtype=dtype
+        )
         return cls(abstract, first, step, spikes, flops_per_token)
 
     def saved(self, state: TrainState) -> dict[str, Any]:
@@ -145,6 +149,7 @@ def adaptation(
         accumulation=accumulation,
         time_state=objective.init_time_state(),
         spikes=spikes,
+        dtype=config.dtype,
         flops_per_token=config.flops_per_token(length),
     )
 

@@ -11,6 +11,7 @@ import optax
 
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
+from dlm_jax.models.encoder import rounded_kernels
 from dlm_jax.parallel.rules import constrain
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.scoring import score
@@ -47,7 +48,7 @@ def make_train_step(
 ) -> Step:
     """The step of diffusive adaptation: `make_step` of `denoising_loss`, with their arguments."""
     loss = denoising_loss(config, objective, seed=seed, chunk=chunk)
-    return make_step(loss, optimizer, seed=seed, accumulation=accumulation)
+    return make_step(loss, optimizer, seed=seed, accumulation=accumulation, dtype=config.dtype)
 
 
 def denoising_loss(
@@ -91,6 +92,7 @@ def make_step(
     seed: int,
     accumulation: int = 1,
     spikes: SkipSpikes | None = None,
+    dtype: str = "float32",
 ) -> Step:
     """Builds the step function of a loss.
 
@@ -101,6 +103,7 @@ def make_step(
         accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
             by the summed weights, so the result does not depend on how the batch was cut.
         spikes: which steps change nothing though they are finite; None = none.
+        dtype: what the kernels of layers are rounded to, and their gradients with them.
 
     Returns:
         `step(state, batch) -> (state, metrics)`; `metrics` are the loss's float32 sums with
@@ -109,7 +112,7 @@ def make_step(
         `state.skipped`.
     """
     dropout_root = jax.random.key(seed + 1, impl="threefry2x32")
-    summed = _summed_gradients(loss, accumulation)
+    summed = _summed_gradients(loss, accumulation, dtype)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(dropout_root, state.step)
@@ -121,7 +124,7 @@ def make_step(
         state: TrainState, gradients: Any, metrics: Metrics, time_state: Any
     ) -> tuple[TrainState, Metrics]:
         weight_sum = jnp.maximum(metrics["weight_sum"], 1e-9)
-        gradients = jax.tree.map(lambda g: g / weight_sum, gradients)
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32) / weight_sum, gradients)
         norm = optax.global_norm(gradients)
         good = finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss_sum"])
         metrics = {**metrics, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
@@ -154,9 +157,12 @@ def make_step(
 
 
 def _summed_gradients(
-    loss: Loss, accumulation: int
+    loss: Loss, accumulation: int, dtype: str
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[Any, Metrics, Any]]:
-    """Gradients and metrics of a batch as sums over its micro-batches, and the time sampler."""
+    """Gradients and metrics of a batch as sums over its micro-batches, and the time sampler.
+
+    Sums of several micro-batches are float32, whatever the gradients of each are.
+    """
 
     def of_parts(
         parameters: Any, frozen: Any, batch: Batch, key: jax.Array, time_state: Any
@@ -166,8 +172,9 @@ def _summed_gradients(
     gradients_of = jax.value_and_grad(of_parts, has_aux=True)
 
     def at_once(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
+        parameters = rounded_kernels(state.parameters, dtype)
         (_, (metrics, time_state)), gradients = gradients_of(
-            state.parameters, state.frozen, batch, key, state.time_state
+            parameters, state.frozen, batch, key, state.time_state
         )
         return gradients, metrics, time_state
 
@@ -181,7 +188,7 @@ def _summed_gradients(
 
         first = jax.tree.map(lambda x: x[0], micro_batches)
         *shapes, _ = jax.eval_shape(at_once, state, first, key)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tuple(shapes))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), tuple(shapes))
         keys = jax.random.split(key, accumulation)
         (sums, time_state), _ = jax.lax.scan(body, (zeros, state.time_state), (micro_batches, keys))
         return *sums, time_state

@@ -18,7 +18,7 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.training.objectives import Diffusion, MaskedLanguageModel
 from dlm_jax.training.scoring import score
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import make_train_step
+from dlm_jax.training.step import denoising_loss, make_train_step
 
 CONFIG = EncoderConfig(
     vocab_size=264,
@@ -81,6 +81,31 @@ def test_micro_batches_of_unequal_masks_give_the_same_step(parameters, objective
         _assert_close(cut.parameters, whole.parameters)
         for name in ("loss_sum", "weight_sum", "absorbed_tokens", "nll_sum", "tokens"):
             np.testing.assert_allclose(cut_metrics[name], metrics[name], rtol=1e-5)
+
+
+def test_kernels_are_rounded_before_differentiation_and_nothing_else_changes(parameters):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    objective = Diffusion().build(VOCABULARY)
+    batch = _batch([[example] for example in enumerate(_examples([30, 6, 12, 25]))], 32)
+    loss = denoising_loss(config, objective, seed=7)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def gradients_of_the_whole(tree):
+        (_, (metrics, _)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            tree, batch, key, None
+        )
+        return jax.tree.map(lambda g: g / metrics["weight_sum"], gradients)
+
+    expected = gradients_of_the_whole(parameters)
+    for accumulation in (1, 2):
+        state, _ = _one_step(parameters, batch, config=config, accumulation=accumulation)
+        moved = jax.tree.map(lambda old, new: (old - new) / 0.1, parameters, state.parameters)
+        _assert_close(moved, expected, 2e-6 if accumulation == 1 else 2e-3)
+    narrow = encoders.rounded_kernels(parameters, "bfloat16")
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(narrow["layers"]["mlp"])}
+    assert dtypes == {"bfloat16", "float32"}  # kernels and biases
+    assert narrow["embeddings"] is parameters["embeddings"]
 
 
 def test_packed_rows_give_the_step_of_separate_rows(parameters):
