@@ -116,7 +116,8 @@ def fastest(
     possible = [item for item in every if item.least_bytes < usable]
     report(
         f"{topology}: {len(every)} settings, {len(every) - len(possible)} of them too large for "
-        f"{usable / 2**30:.2f} GiB by arithmetic; compiling the rest, fastest first, until one fits"
+        f"{usable / 2**30:.2f} GiB by arithmetic; compiling the others, fastest first, until one "
+        "fits (seconds for each that does not, minutes for one that does)"
     )
     compiled: list[tuple[Candidate, Plan]] = []
     fitting: dict[MeshConfig, Plan] = {}

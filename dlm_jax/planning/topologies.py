@@ -301,7 +301,8 @@ def prepare_environment() -> None:
     settings = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process on this machine is refused
-        "TPU_WORKER_HOSTNAMES": "localhost",  # else libtpu warns
+        "TPU_WORKER_HOSTNAMES": "localhost",  # else libtpu warns, as it does without a type
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # of this host; what is compiled for has its own
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",
