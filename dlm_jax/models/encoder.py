@@ -7,6 +7,7 @@ layers are stacked on a leading `layers` axis of every parameter and applied by 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
