@@ -183,12 +183,24 @@ class Run:
         return results
 
     def _program(self, stage: Stage, progress: Progress) -> Step:
-        """The compiled step; it is kept where it will be looked at."""
+        """The step; of several processes, none runs it before all of them have compiled it.
+
+        Within a program they wait for each other for no more than seconds (gloo: 30), and the time
+        of a compilation can differ by more.
+        """
         jitted = jit_step(stage.step, shardings_of(stage.abstract), training_compiler_options())
-        if not multihost.is_main() or not (self.dump_hlo or self.profile_steps):
+        main, several = multihost.is_main(), jax.process_count() > 1
+        looked_at = main and (self.dump_hlo or self.profile_steps is not None)
+        if not several and not looked_at:
             return jitted
-        write = hlo_writer(self.folder.path / "hlo", progress.say) if self.dump_hlo else None
-        return KeptProgram(jitted, write)
+        write = hlo_writer(self.folder.path / "hlo", progress.say)
+
+        def on_compiled(lowered: Any, compiled: Any) -> None:
+            if self.dump_hlo and main:
+                write(lowered, compiled)
+            multihost.exchange("compiled", "")
+
+        return KeptProgram(jitted, on_compiled)
 
     def _monitors(
         self, writer: MetricsWriter, progress: Progress, program: Callable[[], str]
