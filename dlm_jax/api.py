@@ -129,7 +129,7 @@ class DiffusionLanguageModel:
         prompts: Sequence[str],
         *,
         length: int | Sequence[int] | str = 16,
-        length_beam: int = 1,
+        length_beam: int | None = None,
         **options: Any,
     ) -> list[Answer]:
         """Answers prompts.
@@ -139,7 +139,7 @@ class DiffusionLanguageModel:
             length: tokens of an answer; of several, each is tried and the one with the best mean
                 log-probability kept; 'predicted' tries the `length_beam` likeliest by the length
                 predictor. Of a causal model, which ends its answers itself, the most.
-            length_beam: how many predicted lengths to try.
+            length_beam: how many predicted lengths to try; default 1.
             **options: `mbr` and `rerank`, see `best_answers`; `strategy`, `steps`, `temperature`,
                 `special_tokens`, `seed`, `trace`, `batch_size` and `row_ids`, see `generate_ids`.
 
@@ -148,19 +148,22 @@ class DiffusionLanguageModel:
         """
         if isinstance(prompts, str):
             raise UserError("generate takes a list of prompts: put the text in brackets")
+        if isinstance(length, str) and length != "predicted":
+            raise UserError(
+                f"length is {length!r}, and must be a number of tokens, several of them, or "
+                "'predicted'"
+            )
+        if length_beam is not None and length != "predicted":
+            raise UserError(f"length_beam is {length_beam}, which goes with length='predicted'")
         ids = [[self.vocabulary.bos_id, *self.vocabulary.encode(prompt)] for prompt in prompts]
         if isinstance(length, str):
-            if length != "predicted":
-                raise UserError(
-                    f"length is {length!r}, and must be a number of tokens, several of them, or "
-                    "'predicted'"
-                )
             if self.denoiser.config.causal:
                 raise UserError(
                     "a causal model ends its answers itself: give the most tokens of an answer"
                 )
-            log_probs = self.length_log_probs(ids)
-            return self.best_answers(ids, self.beams(ids, log_probs, length_beam), **options)
+            beam = 1 if length_beam is None else length_beam
+            beams = self.beams(ids, self.length_log_probs(ids), beam)
+            return self.best_answers(ids, beams, **options)
         lengths = [length] if isinstance(length, int) else length
         return self.search_lengths(ids, lengths, **options)
 

@@ -104,6 +104,7 @@ def test_a_predicted_beam_is_a_search_of_its_lengths(predicting) -> None:
 
 
 def test_a_beam_keeps_within_the_room_that_a_prompt_leaves(predicting) -> None:
+    assert predicting.generate([], length="predicted") == []
     room = 3
     longest = predicting.denoiser.config.max_length
     prompt = "a" * (longest - 2 - room)
@@ -168,6 +169,7 @@ def test_mistakes_with_candidates_are_sentences(model, predicting) -> None:
     for options, words in (
         ({"length": "predictd"}, "length is 'predictd', and must be a number"),
         ({"length": "predicted", "length_beam": 0}, "length_beam is 0"),
+        ({"length": 3, "length_beam": 2}, "length_beam is 2, which goes with length='predicted'"),
         ({"length": 3, "mbr": 3}, "deterministic strategy at temperature 0"),
         ({"length": 3, "mbr": 0}, "mbr is 0"),
         ({"length": 3, "rerank": "joined"}, "did you mean joint"),

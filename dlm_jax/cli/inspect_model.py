@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_rows(folder: RunFolder, description: ModelDescription) -> list[tuple[str, str]]:
+    from dlm_jax.checkpoints.length_predictor import read_record
     from dlm_jax.checkpoints.manager import CheckpointManager
 
     steps: list[int] = []
@@ -60,6 +61,9 @@ def _run_rows(folder: RunFolder, description: ModelDescription) -> list[tuple[st
         if field.name != "config"
     ]
     rows.append(("checkpoints", ", ".join(map(str, steps)) or "none"))
+    predictor = read_record(folder.length_predictor)
+    if predictor is not None:
+        rows.append(("length predictor", f"of step {predictor.model_step}, for {predictor.task}"))
     recorded = folder.path / "config.gin"
     return [*rows, ("gin record", str(recorded))] if recorded.is_file() else rows
 

@@ -87,8 +87,6 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name} goes with --prompt: the gaps of --infill have their own lengths"
             )
-    if arguments.length_beam is not None and arguments.length != "predicted":
-        raise UserError("--length_beam goes with --length predicted")
     names = (*candidates, "steps", "strategy", "temperature", "seed", "special_tokens")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}

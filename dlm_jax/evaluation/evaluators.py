@@ -262,6 +262,11 @@ class GenerationEvaluator:
             if not task.plain_text
         }
 
+    @property
+    def needs_finished_run(self) -> bool:
+        """Whether it decodes with a length predictor, which belongs to the weights of a run."""
+        return self.canvas == "predicted"
+
     def resolved(self, config: EncoderConfig) -> Self:
         """The same for a model, with what was left to it filled in.
 

@@ -48,6 +48,8 @@ def length_log_probs(
     Returns:
       float32 [prompts, classes]; entry c is that of c + 1 tokens, `</s>` not counted.
     """
+    if not prompts:
+        return np.zeros((0, 0), np.float32)
     tiling = tiling or default_tiling()
     widths = np.array(_widths(tiling, max_length))
     sizes = np.array([len(prompt) for prompt in prompts], np.int64)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
+from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dlm_jax.data.vocabularies import Vocabulary
@@ -41,12 +42,29 @@ class ModelDependent(Protocol):
         ...
 
 
+@runtime_checkable
+class AfterTraining(Protocol):
+    """An evaluator that may need what is only made of a finished run."""
+
+    @property
+    def needs_finished_run(self) -> bool:
+        """Whether it does."""
+        ...
+
+
 def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> None:
     """Stops a run whose evaluation would fail hours later.
 
     Raises:
-        UserError: a setting of an evaluator is not for models like this one.
+        UserError: a setting of an evaluator is not for models like this one, or only for those of
+            finished runs.
     """
     for evaluator in evaluators:
+        if isinstance(evaluator, AfterTraining) and evaluator.needs_finished_run:
+            raise UserError(
+                f"{type(evaluator).__name__}.canvas is 'predicted', but a length predictor is made "
+                "for a finished run: evaluate with another canvas while it trains, and with this "
+                "one by dlm length and dlm eval"
+            )
         if isinstance(evaluator, ModelDependent):
             evaluator.resolved(config)

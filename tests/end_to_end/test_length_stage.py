@@ -71,12 +71,14 @@ def lines(run, split="train"):
     return [entry for entry in entries if entry["split"] == split]
 
 
-def test_lengths_that_follow_from_the_prompt_are_learned(trained) -> None:
+def test_lengths_that_follow_from_the_prompt_are_learned(dlm, trained) -> None:
     run, printed = trained
     [figures] = lines(run, f"eval/{TASK}")
     assert figures["length_exact"] >= 0.9 and figures["length_in_beam"] == 1.0, printed
     assert figures["length_correlation"] > 0.95
     assert lines(run)[-1]["loss"] < lines(run)[0]["loss"] / 4
+    inspected, _ = finish(dlm("inspect", run))
+    assert "length predictor  of step 10, for toy_v1.counted\n" in inspected
     # The model's own parameters are not copied.
     [step] = (run / "length_predictor" / "checkpoints").glob(str(STEPS))
     config = dlm_jax.load(run).description.config

@@ -101,6 +101,21 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(tmp_path, models, monke
     assert page.count("finished at try 2") == 4
 
 
+def test_a_cell_finds_the_length_predictor_beside_its_model(tmp_path, models, monkeypatch) -> None:
+    sweep, seen = make(tmp_path, models, tasks=["a_v1.x"], grid={}), []
+
+    def look(self, denoiser, vocabulary, description, folder, step):
+        seen.append((folder.path, folder.length_predictor.path))
+        return {"eval/a_v1.x": {"n": 1.0}}
+
+    monkeypatch.setattr(Quality, "__call__", look)
+    assert run_cells(sweep, sweep.cells()) == 0
+    assert seen == [
+        (sweep.folder(cell).path, Path(model) / "length_predictor")
+        for cell, model in zip(sweep.cells(), models)
+    ]
+
+
 def test_a_cell_whose_process_was_killed_is_told_from_one_that_never_began(
     tmp_path, models, monkeypatch
 ) -> None:
