@@ -14,7 +14,6 @@ _FILES = "examples/claims"
 DEPTHS = (1, 2, 4)  # and all 12
 TASK_COUNTS = (1, 2, 4, 8)
 
-
 # Name of a sweep, and the value of its one setting.
 Place = tuple[str, str | int | float]
 

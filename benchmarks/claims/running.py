@@ -18,8 +18,6 @@ from typing import Any
 from benchmarks.claims.experiments import RUNS, Command, Experiment
 
 ROOT = Path(__file__).parents[2]
-
-
 KILLED = "killed.json"
 
 

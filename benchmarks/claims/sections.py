@@ -62,7 +62,7 @@ def pretraining(document: Document) -> list[str]:
         f"{nelbo['draws']} draws each); BLEU on {number(cell['figures']['n'])} with "
         f"{cell['steps']} denoiser evaluations, `{cell['strategy']}`.",
         "",
-        *verdict(difference > _SURE * error, text),
+        *verdict(_decided(difference, error), text),
     ]
 
 
@@ -108,25 +108,17 @@ def sizes(document: Document) -> list[str]:
 
 
 def _trend(name: str, models: Sequence[Sequence[tuple[float, float]]], sign: int) -> list[str]:
-    """Whether every larger model is better in every column."""
-    better = all(
-        sign * (after[0] - before[0]) > 0
-        for small, large in zip(models, models[1:])
-        for before, after in zip(small, large)
-    )
-    gains = []
-    for first, last in zip(models[0], models[-1]):
-        error = math.hypot(first[1], last[1])
-        gains.append(standard_errors(last[0] - first[0], error))
-    sure = all(
-        sign * (last[0] - first[0]) > _SURE * math.hypot(first[1], last[1])
-        for first, last in zip(models[0], models[-1])
-    )
+    """Whether larger models are better: each than the next smaller, and the largest surely."""
+    values = [pair for [pair] in models]
+    better = all(sign * (after[0] - before[0]) > 0 for before, after in zip(values, values[1:]))
+    (first, error), (last, other) = values[0], values[-1]
+    gain, spread = last - first, math.hypot(error, other)
+    sure = _decided(sign * gain, spread)
     text = (
         f"{name}: {'every' if better else 'not every'} larger model is better; from the smallest "
-        f"to the largest {' and '.join(gains)}."
+        f"to the largest {standard_errors(gain, spread)}."
     )
-    return verdict(True if better and sure else None if sure else False, text)
+    return verdict(None if sure and not better else sure, text)
 
 
 def _killed(document: Document) -> list[str]:

@@ -74,7 +74,11 @@ def test_bleu_of_two_systems_is_compared_on_the_same_resamples(claims):
 def test_a_claim_that_the_figures_contradict_is_said_not_to_hold(claims):
     page = claims("page")
     document = copy.deepcopy(page.read(RESULTS)["pretraining"])
-    for difference, words in (([0.5, 0.1], "Holds."), ([0.1, 0.1], "Does not hold here.")):
+    for difference, words in (
+        ([0.5, 0.1], "Holds."),
+        ([0.1, 0.1], "Undecided."),
+        ([-0.5, 0.1], "Does not hold here."),
+    ):
         document["nelbo"]["difference"] = difference
         text = page.render({"pretraining": document})
         assert f"**{words}** NELBO" in text and f"{difference[0]:.2f} ± 0.10" in text
