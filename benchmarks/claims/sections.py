@@ -348,9 +348,19 @@ def order(document: Document) -> list[str]:
         "counts as in order, so that fewer steps leave fewer ways to be out of it.",
         "",
     ]
-    for cell in free:
-        if cell["strategy"] == _PAPERS_SAMPLER:
-            lines += _mostly_in_order(cell["figures"], cell["steps"])
+    papers = [cell for cell in free if cell["strategy"] == _PAPERS_SAMPLER]
+    edges = [name for name in papers[0]["figures"] if name.startswith("early/")]
+    lines += table(
+        ["written before what it builds on", *(f"{cell['steps']} steps" for cell in papers)],
+        [
+            [name.removeprefix("early/").replace("_", " ")]
+            + [_with_interval(cell["figures"], name) for cell in papers]
+            for name in edges
+            if not name.endswith(("_se", "_low", "_high"))
+        ],
+    )
+    for cell in papers:
+        lines += _mostly_in_order(cell["figures"], cell["steps"])
     return lines
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation import metrics as metrics_lib
 from dlm_jax.evaluation.json_lines import write_json_lines
+from dlm_jax.evaluation.run_records import VERDICTS
 from dlm_jax.parallel import multihost
 from dlm_jax.sampling.length_calibration import LengthCalibration
 
@@ -198,8 +199,9 @@ def judge(
 
     Returns:
       (figures, per_example): the corpus figures, with the bootstrap standard error `<name>_se` and
-      95% interval `<name>_low` to `<name>_high` of those of `evaluation.metrics`; and for each
-      example those that are a mean of examples.
+      95% interval `<name>_low` to `<name>_high` (Wilson's where all answers are right, or all
+      wrong) of those of `evaluation.metrics`; and for each example those that are a mean of
+      examples.
 
     Raises:
       UserError: a metric fails, or does not return named figures.
@@ -219,13 +221,22 @@ def judge(
             if entry is None:
                 continue
             if len(predictions) > 1:
-                interval = metrics_lib.bootstrap_interval(entry.per_example, entry.figure)
+                interval = _interval(name, entry)
                 figures[f"{name}_se"] = interval.standard_error
                 figures[f"{name}_low"], figures[f"{name}_high"] = interval.low, interval.high
             if entry.per_example.shape[1] == 1:
                 for row, statistic in zip(per_example, entry.per_example[:, 0]):
                     row[name] = float(statistic)
     return figures, per_example
+
+
+def _interval(name: str, measured: metrics_lib.Statistics) -> metrics_lib.Interval:
+    """Bootstraps a figure; where all answers are right or all wrong, that would say nothing."""
+    interval = metrics_lib.bootstrap_interval(measured.per_example, measured.figure)
+    if interval.low < interval.high or name.partition("/")[0] not in VERDICTS:
+        return interval
+    count = len(measured.per_example)
+    return metrics_lib.wilson_interval(round(measured.value * count), count)
 
 
 def _figures_of(

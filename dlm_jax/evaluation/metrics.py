@@ -452,8 +452,9 @@ def wilson_interval(successes: float, count: int, *, level: float = 0.95) -> Int
     return Interval(
         value=share,
         standard_error=math.sqrt(share * (1 - share) / count),
-        low=max(0.0, centre - half),
-        high=min(1.0, centre + half),
+        # Exactly, whatever the rounding of the formula.
+        low=centre - half if successes else 0.0,
+        high=centre + half if successes < count else 1.0,
         level=level,
     )
 

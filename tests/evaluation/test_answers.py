@@ -74,6 +74,22 @@ def test_judge_reports_groups_and_each_example_once() -> None:
     assert rows == [{"option_accuracy": value} for value in (1.0, 1.0, 0.0, 1.0)]
 
 
+def test_all_right_is_not_certainly_right() -> None:
+    """Resampling answers that are all right never gives another figure; Wilson's interval does."""
+    right, _ = judge([exact_match, bleu], ["a b c d e"] * 20, ["a b c d e"] * 20)
+    assert right["exact_match"] == 1.0 and right["exact_match_se"] == 0.0
+    # n / (n + z²), the lower end for n of n.
+    assert right["exact_match_low"] == pytest.approx(20 / (20 + 1.959964**2), abs=1e-6)
+    assert right["exact_match_high"] == 1.0
+    wrong, _ = judge([exact_match], ["a"] * 20, ["b"] * 20)
+    assert wrong["exact_match_low"] == 0.0
+    assert wrong["exact_match_high"] == pytest.approx(1 - right["exact_match_low"])
+    # A figure of another scale keeps its own.
+    assert right["bleu_low"] == right["bleu_high"] == pytest.approx(100.0)
+    some, _ = judge([exact_match], ["a"] * 20, ["a", *"b" * 19])
+    assert 0.0 <= some["exact_match_low"] < 0.05 < some["exact_match_high"] < 0.25
+
+
 def test_an_answer_is_its_text() -> None:
     answer = Answer("yes", group="g", references=["yes", "aye"])
     assert answer == "yes" and f"{answer}" == "yes" and answer.references == ("yes", "aye")
