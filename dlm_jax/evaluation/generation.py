@@ -12,7 +12,6 @@ from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation import metrics as metrics_lib
 from dlm_jax.evaluation.json_lines import write_json_lines
 from dlm_jax.evaluation.run_records import VERDICTS
-from dlm_jax.parallel import multihost
 from dlm_jax.sampling.length_calibration import LengthCalibration
 
 CANVASES = ("fixed", "search", "predicted", "oracle")
@@ -179,6 +178,8 @@ def _generate_all(
             ]
             for row, i in enumerate(chosen)
         ]
+
+    from dlm_jax.parallel import multihost  # imports JAX
 
     batches = list(_batches(order, batch_size))
     found = multihost.share_out("answers", batches, answer) if shared else map(answer, batches)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlm_jax.errors import UserError
-from dlm_jax.parallel import multihost
 
 if TYPE_CHECKING:
     from dlm_jax.diffusion.likelihood import NelboEstimate
@@ -175,6 +174,8 @@ def evaluate_nelbo(
         that comes twice.
       ValueError: a row holds more examples than `estimate` has columns, or an array is not [rows].
     """
+    from dlm_jax.parallel import multihost  # imports JAX
+
     done = 0
 
     def score(batch: Mapping[str, Any]) -> list[tuple[int, float, int, float]]:
