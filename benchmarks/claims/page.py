@@ -34,11 +34,8 @@ Section = Callable[[Document], list[str]]
 SECTIONS: Mapping[str, tuple[str, Section]] = {
     "pretraining": ("A pretrained encoder is a head start", sections.pretraining),
     "sizes": ("Larger models are better", sections.sizes),
-    "translation": (
-        "Predicted lengths, a beam of them, and the autoregressive baseline",
-        sections.translation,
-    ),
-    "best": ("The best model trained here", sections.best),
+    "best": ("Predicted lengths, and a beam of them", sections.best),
+    "translation": ("Beside an autoregressive model of the same size", sections.translation),
     "steps": ("A few denoiser evaluations do", sections.steps),
     "instructions": ("More instructions help unseen tasks", sections.instructions),
     "order": ("Answers are written in the order of their reasoning", sections.order),

@@ -66,7 +66,7 @@ def instructions(document: Document) -> Any:
     return drawing
 
 
-def translation(document: Document) -> Any:
+def best(document: Document) -> Any:
     """Predicted against true length, and the reliability of the predictor's probability."""
     from dlm_jax.sampling.length_calibration import reliability
 
@@ -119,7 +119,7 @@ def steps(document: Document) -> Any:
 
 PLOTS: Mapping[str, Callable[[Document], Any]] = {
     "sizes": sizes,
-    "translation": translation,
+    "best": best,
     "steps": steps,
     "instructions": instructions,
 }

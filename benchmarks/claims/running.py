@@ -58,7 +58,7 @@ def _start(command: Command) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "dlm_jax.cli", *words])
 
 
-def _kill_halfway(sweep: Command, cells: int = 7) -> dict[str, float]:
+def _kill_halfway(sweep: Command, cells: int = 5) -> dict[str, float]:
     """Starts a sweep and kills it (SIGKILL) once so many cells are finished.
 
     Returns:
