@@ -6,13 +6,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation import metrics as metrics_lib
 from dlm_jax.evaluation.json_lines import write_json_lines
 from dlm_jax.evaluation.run_records import VERDICTS
-from dlm_jax.sampling.length_calibration import LengthCalibration
+
+if TYPE_CHECKING:
+    from dlm_jax.sampling.length_calibration import LengthCalibration
 
 CANVASES = ("fixed", "search", "predicted", "oracle")
 

@@ -18,7 +18,6 @@ from dlm_jax.evaluation.figures import (
     styled,
 )
 from dlm_jax.evaluation.run_records import Stage, number
-from dlm_jax.sampling.length_calibration import calibration_error, reliability
 
 _MAX_TASKS = 4
 _LARGEST_DOT = 260.0  # square points
@@ -83,6 +82,9 @@ def _draw_lengths(axes: Any, found: Sequence[Prediction]) -> None:
 
 def _draw_reliability(axes: Any, found: Sequence[Prediction]) -> float:
     """Draws a diagram and returns the expected calibration error."""
+    # The room of sampling imports JAX.
+    from dlm_jax.sampling.length_calibration import calibration_error, reliability
+
     bins = reliability([row[2] for row in found], [true == guess for true, guess, _ in found])
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.0, linestyle="--")
     for one in bins:
