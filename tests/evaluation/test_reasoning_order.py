@@ -17,6 +17,7 @@ from dlm_jax.data.vocabularies import ByteVocabulary, CharacterVocabulary, Token
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.answers import Answer
 from dlm_jax.evaluation.dependency_graph import DependencyGraph
+from dlm_jax.evaluation.evaluators import GenerationEvaluator
 from dlm_jax.evaluation.json_lines import read_json_lines
 from dlm_jax.evaluation.metrics import exact_match, numeric_answer
 from dlm_jax.evaluation.order_evaluator import ReasoningOrderEvaluator
@@ -284,3 +285,21 @@ def test_tasks_without_graphs_and_unknown_reveals_are_refused(tmp_path) -> None:
         evaluated(tmp_path, plain, parrot("add "), canvas="oracle")
     with pytest.raises(UserError, match="reveal is 'lst', none of last, first .did you mean last"):
         ReasoningOrderEvaluator(reveal="lst")
+    with pytest.raises(UserError, match="mbr is 2, and must be 1: one answer is traced"):
+        ReasoningOrderEvaluator(mbr=2, temperature=1.0)
+
+
+def test_the_traced_answer_is_the_one_that_a_search_of_lengths_keeps(tmp_path, task) -> None:
+    """Answers drawn at random, of the best of three lengths, as the plain evaluator gives them."""
+    settings = {"response_lengths": [17, 19, 21], "temperature": 1.0, "strategy": "cmlm"}
+    denoiser = parrot("add 2 2 ")
+    evaluated(tmp_path, task, denoiser, **settings)
+    plain = GenerationEvaluator(task=task.name, steps=7, max_examples=20, **settings)
+    plain(denoiser, LETTERS, ModelDescription(config=denoiser.config), RunFolder(tmp_path), 3)
+    kept, traced = (
+        read_json_lines(tmp_path / f"eval/order_v1.toy/{name}3.jsonl")[0]
+        for name in ("", "reasoning_order/")
+    )
+    assert len({(record["prediction"], record["canvas_length"]) for record in kept}) > 5
+    for name in ("prediction", "canvas_length", "score", "nfe", "metrics"):
+        assert [one[name] for one in traced] == [one[name] for one in kept], name
