@@ -56,8 +56,18 @@ def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> 
     """Stops a run whose evaluation would fail hours later.
 
     Raises:
-        UserError: a setting of an evaluator is not for models like this one, or only for those of
-            finished runs.
+        UserError: a setting of an evaluator is not for models like this one.
+    """
+    for evaluator in evaluators:
+        if isinstance(evaluator, ModelDependent):
+            evaluator.resolved(config)
+
+
+def check_before_training(evaluators: Sequence[Evaluator]) -> None:
+    """Stops a run that would wait for what is made of its end.
+
+    Raises:
+        UserError: an evaluator needs a finished run.
     """
     for evaluator in evaluators:
         if isinstance(evaluator, AfterTraining) and evaluator.needs_finished_run:
@@ -66,5 +76,3 @@ def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> 
                 "for a finished run: evaluate with another canvas while it trains, and with this "
                 "one by dlm length and dlm eval"
             )
-        if isinstance(evaluator, ModelDependent):
-            evaluator.resolved(config)

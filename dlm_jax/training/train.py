@@ -17,7 +17,7 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import multihost
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.parallel.rules import ShardingRules, use_rules
-from dlm_jax.training.evaluators import Evaluator, check_evaluators
+from dlm_jax.training.evaluators import Evaluator, check_before_training, check_evaluators
 from dlm_jax.training.feed import HostData
 from dlm_jax.training.loop import Cadence
 from dlm_jax.training.objectives import (
@@ -141,6 +141,7 @@ def train(
         )
         built = _checked_objective(objective, start, length)
         check_evaluators(evaluators, start.config)
+        check_before_training(evaluators)
         device_mesh = make_mesh(mesh)
         run = Run(
             folder=folder,

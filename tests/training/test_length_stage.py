@@ -11,10 +11,13 @@ import optax
 import pytest
 from flax import nnx
 
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation.evaluators import GenerationEvaluator, LikelihoodEvaluator
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models import length_predictor as predictors
 from dlm_jax.models.config import SIZES
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
+from dlm_jax.training.evaluators import check_before_training, check_evaluators
 from dlm_jax.training.length_objective import frozen_features, length_stage, predicted_log_probs
 
 CONFIG = dataclasses.replace(SIZES["test"], dropout_rate=0.3, attention_dropout_rate=0.3)
@@ -125,7 +128,15 @@ def test_micro_batches_give_the_same_step_and_dropout_another(frozen) -> None:
             whole.parameters,
             cut.parameters,
         )
-    assert step(dropout_rate=0.5)[1]["grad_norm"] != pytest.approx(metrics["grad_norm"], rel=1e-3)
+    dropped = float(step(dropout_rate=0.5)[1]["grad_norm"])
+    assert dropped != pytest.approx(float(metrics["grad_norm"]), rel=1e-3)
+
+
+def test_a_run_is_not_evaluated_on_predicted_canvases_while_it_trains() -> None:
+    check_before_training([GenerationEvaluator(), LikelihoodEvaluator()])
+    with pytest.raises(UserError, match="canvas is 'predicted', but .* for a finished run"):
+        check_before_training([GenerationEvaluator(canvas="predicted")])
+    check_evaluators([GenerationEvaluator(canvas="predicted")], CONFIG)
 
 
 SHARDED = """
@@ -135,6 +146,7 @@ from dlm_jax.checkpoints.fingerprint import fingerprint
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import SIZES
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
+from dlm_jax.training.evaluators import check_before_training, check_evaluators
 from dlm_jax.training.length_objective import frozen_features, length_stage
 from dlm_jax.training.sharding import batch_sharding, parameter_shardings, shardings_of
 
