@@ -40,7 +40,7 @@ from dlm_jax.training.length_objective import (
 from dlm_jax.training.loop import Cadence, Results
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
-from dlm_jax.training.run import Run, TrainResult
+from dlm_jax.training.run import Run, TrainResult, check_counts
 from dlm_jax.training.sharding import placed_parameters
 from dlm_jax.training.state import TrainState
 from dlm_jax.training.step import Batch
@@ -122,7 +122,7 @@ def train_length_predictor(
         KeyboardInterrupt: interrupted, and saved as well.
     """
     began = time.time()
-    _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
+    check_counts("length_stage", batch_size, gradient_accumulation_steps, total_steps, log_every)
     device_mesh = make_mesh(mesh)
     with StopRequests() as stops, jax.set_mesh(device_mesh), use_rules(sharding):
         source = multihost.together("run", lambda: _Source.find(run_dir, step, task, dtype, length))
@@ -171,22 +171,6 @@ def train_length_predictor(
             dropout_rate=dropout_rate,
         )
         return run.train(stage, _FeatureData(**vars(data), features=features))
-
-
-def _check_counts(batch_size: int, accumulation: int, total_steps: int, log_every: int) -> None:
-    for name, value in (
-        ("batch_size", batch_size),
-        ("gradient_accumulation_steps", accumulation),
-        ("total_steps", total_steps),
-        ("log_every", log_every),
-    ):
-        if value < 1:
-            raise UserError(f"length_stage.{name} must be at least 1, not {value}")
-    if batch_size % accumulation:
-        raise UserError(
-            f"length_stage.batch_size {batch_size} is not a multiple of "
-            f"gradient_accumulation_steps, {accumulation}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

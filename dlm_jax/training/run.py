@@ -239,3 +239,22 @@ def _peak_flops() -> float:
     devices = jax.devices()
     known = accelerators.accelerator(devices[0].device_kind)
     return len(devices) * known.peak_flops if known else 0.0
+
+
+def check_counts(
+    owner: str, batch_size: int, accumulation: int, total_steps: int, log_every: int
+) -> None:
+    """Raises a UserError unless the counts that `owner` was given can make a run."""
+    for name, value in (
+        ("batch_size", batch_size),
+        ("gradient_accumulation_steps", accumulation),
+        ("total_steps", total_steps),
+        ("log_every", log_every),
+    ):
+        if value < 1:
+            raise UserError(f"{owner}.{name} must be at least 1, not {value}")
+    if batch_size % accumulation:
+        raise UserError(
+            f"{owner}.batch_size {batch_size} is not a multiple of gradient_accumulation_steps, "
+            f"{accumulation}"
+        )

@@ -28,7 +28,7 @@ from dlm_jax.training.objectives import (
 )
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
-from dlm_jax.training.run import Run, TrainResult
+from dlm_jax.training.run import Run, TrainResult, check_counts
 from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.stage import adaptation
 from dlm_jax.training.start import Start
@@ -130,7 +130,7 @@ def train(
         KeyboardInterrupt: the run was interrupted, and is saved as well.
     """
     began = time.time()
-    _check_counts(batch_size, gradient_accumulation_steps, total_steps, log_every)
+    check_counts("train", batch_size, gradient_accumulation_steps, total_steps, log_every)
     cadence = Cadence(total_steps, log_every, evaluate_every, checkpoints.save_every, on_nonfinite)
     folder = RunFolder(run_dir)
     overrides = config_overrides(dtype, dropout_rate, remat_policy, attention, attention_pattern)
@@ -187,22 +187,6 @@ def train(
                 spikes=skip_spikes,
             )
             return run.train(stage, data)
-
-
-def _check_counts(batch_size: int, accumulation: int, total_steps: int, log_every: int) -> None:
-    for name, value in (
-        ("batch_size", batch_size),
-        ("gradient_accumulation_steps", accumulation),
-        ("total_steps", total_steps),
-        ("log_every", log_every),
-    ):
-        if value < 1:
-            raise UserError(f"train.{name} must be at least 1, not {value}")
-    if batch_size % accumulation:
-        raise UserError(
-            f"train.batch_size {batch_size} is not a multiple of gradient_accumulation_steps, "
-            f"{accumulation}"
-        )
 
 
 def _checked_objective(objective: ObjectiveConfig, start: Start, length: int) -> Objective:

@@ -1,10 +1,9 @@
-"""A loaded model for notebooks and for the evaluators: generate, infill, score, logits."""
+"""A model with its vocabulary, from text to text."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlm_jax.api.writing import Answer, Parts, write_rows
 from dlm_jax.checkpoints.length_predictor import load_length_predictor
 from dlm_jax.checkpoints.loading import load_model, run_of_source
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
@@ -23,8 +23,8 @@ from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.errors import UserError
 from dlm_jax.models.encoder import Encoder, from_parameters, parameters
 from dlm_jax.models.length_predictor import LengthPredictor
-from dlm_jax.sampling.autoregressive import AUTO, NextToken, strategy_for
-from dlm_jax.sampling.canvas import LENGTH_MULTIPLE, Canvas, infilling_canvas, up_to_end
+from dlm_jax.sampling.autoregressive import AUTO, strategy_for
+from dlm_jax.sampling.canvas import LENGTH_MULTIPLE
 from dlm_jax.sampling.choice import (
     Candidate,
     candidates,
@@ -34,34 +34,9 @@ from dlm_jax.sampling.choice import (
     replicate_id,
 )
 from dlm_jax.sampling.length_prediction import Beam, length_beam, length_log_probs
-from dlm_jax.sampling.loop import generate
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.trace import Trace
 from dlm_jax.training.scoring import nelbo_of_rows, nll_of_rows
-
-Parts = Sequence[Sequence[int] | int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What was written in a row.
-
-    Attributes:
-        text: the answer, or for infilling the whole text.
-        score: mean over its tokens of their log-probability when they were written, nats; of a
-            causal model with that of the `</s>` it wrote.
-        nfe: denoiser evaluations spent on the row.
-        log_probability: the sum of the same with all special tokens, nats.
-        tokens: ids written, special ones left out.
-        length: tokens that there was room for.
-    """
-
-    text: str
-    score: float
-    nfe: int
-    log_probability: float
-    tokens: list[int]
-    length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,77 +390,13 @@ class DiffusionLanguageModel:
         return _logits(self.denoiser, tokens, np.asarray(positions), np.asarray(segment_ids))
 
     def _write(
-        self,
-        rows: Sequence[Parts],
-        *,
-        strategy: str = AUTO,
-        steps: int = 10,
-        temperature: float = 0.0,
-        special_tokens: bool = True,
-        seed: int = 0,
-        row_ids: Sequence[int] | None = None,
-        batch_size: int = 64,
-        trace: bool = False,
+        self, rows: Sequence[Parts], *, trace: bool = False, **options: Any
     ) -> Iterator[tuple[Answer, list[int]]]:
-        causal = self.denoiser.config.causal
-        strategy = strategy_for(causal=causal, asked=strategy)
-        policy = Policy.parse(
-            strategy,
-            steps=None if strategy == "left-to-right" else steps,
-            temperature=temperature,
-            early_exit=True,  # the same tokens and scores, for fewer evaluations
-            eos_id=self.vocabulary.eos_id,
-        )
-        special = self.vocabulary.special_ids
-        banned = () if special_tokens else special - ({self.vocabulary.eos_id} if causal else set())
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, and must be 1 or more")
-        identities = range(len(rows)) if row_ids is None else row_ids
-        size = min(batch_size, len(rows))
-        if trace and len(rows) > batch_size:
-            raise UserError(f"a trace holds at most batch_size={batch_size} rows, not {len(rows)}")
-        for begin in range(0, len(rows), batch_size):
-            canvas = infilling_canvas(
-                rows[begin : begin + size],
-                self.vocabulary,
-                row_ids=list(identities[begin : begin + size]),
-                batch_size=size,
-                max_length=self.denoiser.config.max_length,
-                ended=not causal,
-            )
-            result = generate(
-                NextToken(self.denoiser) if causal else self.denoiser,
-                canvas,
-                policy,
-                jax.random.key(seed, impl="threefry2x32"),
-                mask_id=self.vocabulary.mask_id,
-                vocab_size=self.vocabulary.size,
-                banned_ids=banned,
-                trace=trace,
-            )
-            if trace:
-                self.trace = result.trace
-            yield from self._answers(canvas, result, min(size, len(rows) - begin))
+        def keep(found: Trace) -> None:
+            self.trace = found
 
-    def _answers(
-        self, canvas: Canvas, result: Any, count: int
-    ) -> Iterator[tuple[Answer, list[int]]]:
-        tokens, scores, nfe = (np.asarray(x) for x in (result.tokens, result.scores, result.nfe))
-        answer = np.asarray(canvas.editable)
-        room = answer.sum(axis=-1)
-        plain = ~np.isin(tokens, list(self.vocabulary.special_ids))
-        scored = answer & plain
-        if self.denoiser.config.causal:
-            answer = scored = up_to_end(tokens, canvas, self.vocabulary.eos_id)
-            room -= 1  # for </s>
-        for row in range(count):
-            mean = float(scores[row][scored[row]].mean()) if scored[row].any() else -math.inf
-            whole = tokens[row][np.asarray(canvas.segment_ids[row]) > 0].tolist()
-            written = tokens[row][answer[row] & plain[row]].tolist()
-            text = self.vocabulary.decode(written)
-            # Of special tokens as well: a row of nothing else is no likelier for being empty.
-            total = float(scores[row][answer[row]].sum())
-            yield Answer(text, mean, int(nfe[row]), total, written, int(room[row])), whole
+        on_trace = keep if trace else None
+        return write_rows(self.denoiser, self.vocabulary, rows, on_trace=on_trace, **options)
 
 
 def load(
