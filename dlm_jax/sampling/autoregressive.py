@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from dlm_jax.errors import UserError
 from dlm_jax.sampling.canvas import Canvas
-from dlm_jax.sampling.prediction import Forbidden, Head, predict_lanes
+from dlm_jax.sampling.prediction import Head, predict_lanes
 from dlm_jax.sampling.tiling import Tiling
-from dlm_jax.sampling.token_rules import Prediction, TokenRule, Words
+from dlm_jax.sampling.token_rules import Forbidden, Prediction, TokenRule, Words
 
 AUTO = "auto"
 STRATEGY = "autoregressive"

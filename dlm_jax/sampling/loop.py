@@ -17,8 +17,9 @@ from dlm_jax.sampling.autoregressive import NextToken
 from dlm_jax.sampling.canvas import Canvas
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.position_rules import StepView
-from dlm_jax.sampling.prediction import Denoiser, Forbidden, predict
+from dlm_jax.sampling.prediction import Denoiser, predict
 from dlm_jax.sampling.tiling import Tiling, default_tiling
+from dlm_jax.sampling.token_rules import Forbidden
 from dlm_jax.sampling.trace import Trace
 
 

@@ -7,14 +7,15 @@ whole canvas.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from dlm_jax.sampling.canvas import Canvas
 from dlm_jax.sampling.tiling import Tiling
-from dlm_jax.sampling.token_rules import Prediction, TokenRule, Words
+from dlm_jax.sampling.token_rules import Forbidden, PeakRule, Prediction, TokenRule, Words
+from dlm_jax.sampling.vocabulary_tiles import LinearHead, predict_by_tiles
 
 
 class Head(Protocol):
@@ -25,30 +26,15 @@ class Head(Protocol):
 
 
 class Denoiser(Head, Protocol):
-    """What the reverse process knows of a model. It must be a pytree (an NNX module is)."""
+    """What the reverse process knows of a model. It must be a pytree (an NNX module is).
+
+    One that is a `LinearHead` too may be asked for that instead of `logits`; the two must agree.
+    """
 
     def features(
         self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:
         """[batch, length, embed] of int32 [batch, length] each."""
-
-
-class Forbidden(NamedTuple):
-    """Ids that may never be written: the mask, rows that stand for no token, and others."""
-
-    mask_id: int
-    vocab_size: int | None
-    others: tuple[int, ...] = ()
-
-    def ban(self, logits: jax.Array) -> jax.Array:
-        """float32 logits [..., vocab] with -inf at the forbidden ids."""
-        ids = jnp.arange(logits.shape[-1])
-        banned = ids == self.mask_id
-        if self.vocab_size is not None:
-            banned |= ids >= self.vocab_size
-        for other in self.others:
-            banned |= ids == other
-        return jnp.where(banned, -jnp.inf, logits.astype(jnp.float32))
 
 
 def predict(
@@ -80,17 +66,25 @@ def predict(
         features = denoiser.features(tokens, canvas.positions, canvas.segment_ids)
         return predict_lanes(denoiser, features, wanted, rule, words, forbidden, tiling)
     features = _features_by_blocks(denoiser, canvas, tokens, wanted.any(axis=-1), tiling)
+    features = features.reshape(-1, features.shape[-1])
+    # A token rule that draws needs all logits of a position at once.
+    if tiling.vocab_tile and isinstance(rule, PeakRule) and isinstance(denoiser, LinearHead):
+        pieces, tile = tiling.head_pieces, tiling.vocab_tile
+        flat = predict_by_tiles(
+            denoiser, features, wanted.reshape(-1), rule, forbidden, pieces, tile
+        )
+        return Prediction(*(part.reshape(wanted.shape) for part in flat))
     # One lane for the whole batch leaves a single piece of the head partly empty.
     flat = predict_lanes(
         denoiser,
-        features.reshape(1, -1, features.shape[-1]),
+        features[None],
         wanted.reshape(1, -1),
         rule,
         (words[0].reshape(1, -1), words[1].reshape(1, -1)),
         forbidden,
         tiling,
     )
-    return Prediction(flat.tokens.reshape(wanted.shape), flat.log_probs.reshape(wanted.shape))
+    return Prediction(*(part.reshape(wanted.shape) for part in flat))
 
 
 def _features_by_blocks(

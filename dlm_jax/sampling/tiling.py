@@ -27,10 +27,14 @@ class Tiling:
         for the rest. A product with the table reads it once a piece. XLA's CPU kernels give a
         position the same bits in a piece of 64 positions or more, whichever its size; smaller
         ones they sum in another order.
+      vocab_tile: rows of the table that the head works through at a time, all wanted positions
+        before the next, where the token rule allows it: the logits of a tile stay in the cache, and
+        the table is read once. With `block_tokens` only; None multiplies with the whole table.
     """
 
     block_tokens: int | None = 256
     head_pieces: tuple[int, ...] = (256, 64)
+    vocab_tile: int | None = 2048
 
     def widths(self, length: int) -> tuple[int, ...]:
         """Widths of blocks for a canvas of `length` tokens, ascending, the last one is `length`."""

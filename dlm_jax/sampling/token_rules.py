@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dlm_jax.diffusion.categorical import sample_categorical
 from dlm_jax.errors import UserError
 
 # Partial sums over this many neighbours keep a float32 sum of 250k terms within a few ulp.
 _SUM_WIDTH = 256
+_LOWEST = float(np.finfo(np.float32).min)
 
 Words = tuple[jax.Array, jax.Array]
 
@@ -24,6 +26,25 @@ class Prediction(NamedTuple):
     log_probs: jax.Array  # float32 [...], never tempered
 
 
+class Forbidden(NamedTuple):
+    """Ids that may never be written: the mask, rows that stand for no token, and others."""
+
+    mask_id: int
+    vocab_size: int | None
+    others: tuple[int, ...] = ()
+
+    def ban(self, logits: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+        """float32 logits [..., n] with -inf at the forbidden ones of int32 ids [n], 0 … n - 1."""
+        if ids is None:
+            ids = jnp.arange(logits.shape[-1])
+        banned = ids == self.mask_id
+        if self.vocab_size is not None:
+            banned |= ids >= self.vocab_size
+        for other in self.others:
+            banned |= ids == other
+        return jnp.where(banned, -jnp.inf, logits.astype(jnp.float32))
+
+
 class TokenRule(Protocol):
     """Hook: chooses tokens from logits. A rule is hashable and compared by value."""
 
@@ -31,25 +52,54 @@ class TokenRule(Protocol):
         """Predicts from float32 logits [..., vocab] (-inf = banned) and uint32 words [...]."""
 
 
-class _Peak(NamedTuple):
-    token: jax.Array  # int32 [...], the first index of the largest logit
+class Peak(NamedTuple):
+    """What the most probable token and its log-probability are made of."""
+
+    token: jax.Array  # int32 [...], the first id of the largest logit
     logit: jax.Array  # float32 [...]
-    log_excess: jax.Array  # float32 [...], log of the sum of exp(logit_j - peak) over all j
+    # float32 [...], the sum of exp(logit_j - logit) over all j but the token. Without its own term
+    # 1, the sum keeps its relative precision: a log-probability of -1e-12 is told from one of
+    # -1e-11, where logit - logsumexp would round both to 0 and tie them.
+    others: jax.Array
+
+    @classmethod
+    def lowest(cls, shape: tuple[int, ...]) -> Peak:
+        """What `merge` with any peak leaves as it is."""
+        zeros = jnp.zeros(shape, jnp.float32)
+        return cls(jnp.zeros(shape, jnp.int32), jnp.full_like(zeros, _LOWEST), zeros)
 
 
-def _peak(logits: jax.Array) -> _Peak:
+@runtime_checkable
+class PeakRule(Protocol):
+    """A `TokenRule` that reads the peak of the logits only, so that they need not exist at once."""
+
+    def of_peak(self, peak: Peak) -> Prediction:
+        """Predicts from the peak [...] over the whole vocabulary."""
+
+
+def peak(logits: jax.Array, ids: jax.Array) -> Peak:
+    """The peak [...] of float32 logits [..., n] of ascending int32 ids [n]; -inf counts nothing."""
     size = logits.shape[-1]
-    ids = jnp.arange(size, dtype=jnp.int32)
-    logit = logits.max(axis=-1)
+    # Finite, so that a tile whose every id is banned gives no NaN.
+    logit = jnp.maximum(logits.max(axis=-1), _LOWEST)
     # A plain max and a plain min reduce several times faster on a CPU than the paired argmax.
-    token = jnp.where(logits == logit[..., None], ids, size - 1).min(axis=-1)
-    # Without its own term 1, the sum keeps its relative precision: a log-probability of -1e-12 is
-    # told from one of -1e-11, where logit - logsumexp would round both to 0 and tie them.
+    token = jnp.where(logits == logit[..., None], ids, ids[-1]).min(axis=-1)
     others = jnp.where(ids == token[..., None], 0.0, jnp.exp(logits - logit[..., None]))
     even = size // _SUM_WIDTH * _SUM_WIDTH
     main = others[..., :even].reshape(*others.shape[:-1], even // _SUM_WIDTH, _SUM_WIDTH)
     total = main.sum(axis=-2).sum(axis=-1) + others[..., even:].sum(axis=-1)
-    return _Peak(token, logit, jnp.log1p(total))
+    return Peak(token, logit, total)
+
+
+def merge(first: Peak, second: Peak) -> Peak:
+    """The peak of two disjoint sets of ids; where their logits are equal, the first one's token."""
+    logit = jnp.maximum(first.logit, second.logit)
+    lower = jnp.minimum(first.logit, second.logit)
+    others = first.others * jnp.exp(first.logit - logit) + second.others * jnp.exp(
+        second.logit - logit
+    )
+    token = jnp.where(second.logit > first.logit, second.token, first.token)
+    return Peak(token, logit, others + jnp.exp(lower - logit))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +109,11 @@ class Argmax:
     def choose(self, logits: jax.Array, words: Words) -> Prediction:
         """Predicts without randomness; see `TokenRule.choose`."""
         del words
-        peak = _peak(logits)
-        return Prediction(peak.token, -peak.log_excess)
+        return self.of_peak(peak(logits, jnp.arange(logits.shape[-1], dtype=jnp.int32)))
+
+    def of_peak(self, peak: Peak) -> Prediction:
+        """Predicts from a tile after another; see `PeakRule.of_peak`."""
+        return Prediction(peak.token, -jnp.log1p(peak.others))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +136,9 @@ class Categorical:
     def choose(self, logits: jax.Array, words: Words) -> Prediction:
         """Draws with the tails right; see `TokenRule.choose`."""
         tokens = sample_categorical(logits / self.temperature, words)
-        peak = _peak(logits)
+        top = peak(logits, jnp.arange(logits.shape[-1], dtype=jnp.int32))
         drawn = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return Prediction(tokens, (drawn - peak.logit) - peak.log_excess)
+        return Prediction(tokens, (drawn - top.logit) - jnp.log1p(top.others))
 
 
 def token_rule(temperature: float) -> TokenRule:

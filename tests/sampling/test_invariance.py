@@ -12,9 +12,10 @@ import pytest
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.models.encoder import abstract_parameters, from_parameters
 from dlm_jax.sampling import Policy, generate, response_canvas
-from dlm_jax.sampling.prediction import Forbidden, predict, predict_lanes
+from dlm_jax.sampling.prediction import predict, predict_lanes
 from dlm_jax.sampling.tiling import Tiling
-from dlm_jax.sampling.token_rules import Argmax
+from dlm_jax.sampling.token_rules import Argmax, Forbidden
+from dlm_jax.sampling.vocabulary_tiles import predict_by_tiles
 
 PROMPTS = [[5] * 9, [11, 7, 23] * 5, [4], [19] * 30, [6, 25] * 12]
 LENGTHS = [12, 30, 7, 20, 25]
@@ -111,7 +112,8 @@ def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, referenc
     logits[..., vocabulary.mask_id] = -np.inf
     expected = reference.log_softmax(logits)
     words = (jnp.zeros(canvas.shape, jnp.uint32),) * 2
-    for tiling in (Tiling(128, (7,)), Tiling(128, (20, 3)), Tiling(None, (40,))):
+    tilings = (Tiling(128, (7,), None), Tiling(128, (20, 3), 16), Tiling(None, (40,)))
+    for tiling in tilings:
         tokens_found, log_probs = jax.jit(predict, static_argnums=(4, 6, 7))(
             encoder, canvas, tokens, wanted, Argmax(), words, Forbidden(29, None), tiling
         )
@@ -121,31 +123,71 @@ def test_pieces_of_any_size_predict_what_the_whole_canvas_does(encoder, referenc
         assert (np.asarray(log_probs)[~chosen] == 0).all()
 
 
-def test_the_head_gives_a_position_the_same_bits_in_pieces_of_any_size(vocabulary):
-    # What lets a large batch use large pieces while a row alone uses small ones.
-    features = jax.random.normal(jax.random.key(1), (1, 600, 96))
+class Head(NamedTuple):
+    table: jax.Array
+    bias: jax.Array
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        return jnp.einsum("...e,ve->...v", self.head_features(features), self.table) + self.bias
+
+    def head_features(self, features: jax.Array) -> jax.Array:
+        return jnp.square(features)
+
+    def output_embedding(self) -> tuple[jax.Array, jax.Array]:
+        return self.table, self.bias
+
+
+@pytest.fixture(scope="module")
+def head():
     table = jax.random.normal(jax.random.key(2), (3001, 96))
+    return Head(table, jax.random.normal(jax.random.key(4), (3001,)))
 
-    class Head(NamedTuple):
-        table: jax.Array
 
-        def logits(self, features: jax.Array) -> jax.Array:
-            return jnp.einsum("...e,ve->...v", features, self.table)
+@pytest.fixture(scope="module")
+def features():
+    return jax.random.normal(jax.random.key(1), (600, 96))
 
+
+def test_the_head_gives_a_position_the_same_bits_in_pieces_of_any_size(head, features):
+    # What lets a large batch use large pieces while a row alone uses small ones.
     words = (jnp.zeros((1, 600), jnp.uint32),) * 2
-    run = jax.jit(predict_lanes, static_argnums=(3, 5, 6))
+    lanes = jax.jit(predict_lanes, static_argnums=(3, 5, 6))
+    tiles = jax.jit(predict_by_tiles, static_argnums=(3, 4, 5, 6))
     rule, forbidden = Argmax(), Forbidden(29, None)
 
-    def predicted(count: int, pieces: tuple[int, ...]) -> list[np.ndarray]:
-        wanted = jnp.arange(600)[None] < count
-        result = run(Head(table), features, wanted, rule, words, forbidden, Tiling(None, pieces))
-        return [np.asarray(part)[0, :count] for part in result]
+    def predicted(count: int, pieces: tuple[int, ...], tile: int | None) -> list[np.ndarray]:
+        wanted = jnp.arange(600) < count
+        if tile:
+            parts = tiles(head, features, wanted, rule, forbidden, pieces, tile)
+        else:
+            tiling = Tiling(None, pieces)
+            parts = lanes(head, features[None], wanted[None], rule, words, forbidden, tiling)
+        return [np.asarray(part).reshape(-1)[:count] for part in parts]
 
-    tokens, log_probs = predicted(600, (512,))
-    for count, pieces in ((600, (256, 64)), (600, (64,)), (130, (256, 64)), (5, (256, 64))):
-        fewer = predicted(count, pieces)
-        np.testing.assert_array_equal(fewer[0], tokens[:count])
-        np.testing.assert_array_equal(fewer[1], log_probs[:count])
+    for tile in (None, 512):
+        tokens, log_probs = predicted(600, (512,), tile)
+        for count, pieces in ((600, (256, 64)), (600, (64,)), (460, (256, 64)), (5, (256, 64))):
+            fewer = predicted(count, pieces, tile)
+            np.testing.assert_array_equal(fewer[0], tokens[:count])
+            np.testing.assert_array_equal(fewer[1], log_probs[:count])
+
+
+@pytest.mark.parametrize("tile", [256, 1000, 3000, 3001, 4096])
+def test_tiles_of_the_vocabulary_predict_what_the_whole_does(head, features, reference, tile):
+    wanted = jax.random.bernoulli(jax.random.key(5), 0.2, (600,))
+    forbidden = Forbidden(mask_id=7, vocab_size=2040, others=(0, 2000))  # bans whole tiles of 256
+    run = jax.jit(predict_by_tiles, static_argnums=(3, 4, 5, 6))
+    found = run(head, features, wanted, Argmax(), forbidden, (128, 64), tile)
+    inputs = np.asarray(features, np.float64) ** 2
+    logits = inputs @ np.asarray(head.table, np.float64).T + np.asarray(head.bias)
+    logits[:, [0, 7, 2000]] = logits[:, 2040:] = -np.inf
+    expected, chosen = reference.log_softmax(logits), np.asarray(wanted)
+    np.testing.assert_array_equal(np.asarray(found.tokens)[chosen], expected.argmax(-1)[chosen])
+    np.testing.assert_allclose(
+        np.asarray(found.log_probs)[chosen], expected.max(-1)[chosen], rtol=1e-4, atol=1e-6
+    )
+    assert not np.asarray(found.tokens)[~chosen].any()
+    assert not np.asarray(found.log_probs)[~chosen].any()
 
 
 def test_blocks_cover_the_canvas_and_stay_small():

@@ -7,8 +7,15 @@ import pytest
 
 from dlm_jax.diffusion.counter_random import random_words
 from dlm_jax.errors import UserError
-from dlm_jax.sampling.prediction import Forbidden
-from dlm_jax.sampling.token_rules import Argmax, Categorical, token_rule
+from dlm_jax.sampling.token_rules import (
+    Argmax,
+    Categorical,
+    Forbidden,
+    Peak,
+    merge,
+    peak,
+    token_rule,
+)
 
 
 def test_argmax_scores_are_the_float64_log_probabilities(reference):
@@ -19,6 +26,30 @@ def test_argmax_scores_are_the_float64_log_probabilities(reference):
         expected = reference.log_softmax(logits)
         np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
         np.testing.assert_allclose(log_probs, expected.max(axis=-1), rtol=2e-6)
+
+
+def test_peaks_of_parts_merge_into_the_peak_of_the_whole(reference):
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=(6, 34483)) * 10).astype(np.float32)
+    logits[1, 5:9] = logits[1, 20_000:20_004] = 60.0  # equal in two parts, and within one
+    logits[2, :4096] = -np.inf
+    logits[3, [9, 34_000]] = 55.0, 95.0  # all but sure
+
+    @jax.jit
+    def in_parts(logits):
+        top = Peak.lowest(logits.shape[:1])
+        for start in range(0, logits.shape[1], 2048):
+            part = logits[:, start : start + 2048]
+            top = merge(top, peak(part, start + jnp.arange(part.shape[1], dtype=jnp.int32)))
+        return Argmax().of_peak(top)
+
+    tokens, log_probs = in_parts(jnp.asarray(logits))
+    expected = reference.log_softmax(logits)
+    np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
+    rest = np.exp(np.delete(logits[3], 34_000).astype(np.float64) - 95.0).sum()
+    np.testing.assert_allclose(log_probs[3], -np.log1p(rest), rtol=1e-5)
+    others = np.arange(6) != 3
+    np.testing.assert_allclose(log_probs[others], expected.max(axis=-1)[others], rtol=2e-6)
 
 
 def test_sure_predictions_are_still_told_apart():
