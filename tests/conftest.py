@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# PyPI's torch brings triton, which crashes the process if it is first imported after TensorFlow:
+# each carries an LLVM of its own. In this order they live together.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 
 @pytest.fixture(scope="session")
