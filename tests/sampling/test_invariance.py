@@ -192,8 +192,8 @@ def test_tiles_of_the_vocabulary_predict_what_the_whole_does(head, features, ref
 
 def test_blocks_cover_the_canvas_and_stay_small():
     tiling = Tiling(block_tokens=128)
-    assert tiling.widths(64) == (32, 64) and tiling.widths(128) == (32, 64, 96, 128)
-    assert tiling.widths(100) == (32, 64, 96, 100) and tiling.widths(16) == (16,)
+    assert tiling.widths(64) == (32, 48, 64) and tiling.widths(100) == (32, 48, 64, 80, 96, 100)
+    assert tiling.widths(16) == (16,)
     assert set(range(64, 513, 64)) <= set(tiling.widths(512))
     assert [tiling.rows(width) for width in (16, 64, 128, 512)] == [8, 2, 1, 1]
     assert Tiling(block_tokens=None).widths(512) == (512,)
