@@ -108,10 +108,21 @@ def _points(rows: Sequence[Row], name: str) -> list[_Point]:
 def _coordinates(point: _Point) -> dict[str, str]:
     cell = point.row.result.cell
     path = Path(cell.model)
-    run = path.parents[1].name if path.parent.name == "checkpoints" else path.name
-    places = {"model": run, "step": "" if cell.step is None else str(cell.step)}
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    places = {"model": str(run), "step": "" if cell.step is None else str(cell.step)}
     places |= {name: str(value) for name, value in cell.settings.items()}
     return places | ({"canvas": "oracle"} if point.name.startswith(ORACLE) else {})
+
+
+def _run_names(runs: Sequence[str]) -> dict[str, str]:
+    """Each run by as few of the last parts of its path as tell it from the others."""
+    parts = {run: Path(run).parts for run in runs}
+    longest = max((len(one) for one in parts.values()), default=0)
+    for count in range(1, longest):
+        names = {run: "/".join(one[-count:]) for run, one in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {run: run for run in runs}
 
 
 def _labels(points: Sequence[_Point], axis: _Axis) -> list[str]:
@@ -125,9 +136,10 @@ def _labels(points: Sequence[_Point], axis: _Axis) -> list[str]:
         told.add("step")  # the model tells it
     names = dict.fromkeys(name for places in found for name in places if name not in told)
     varying = [name for name in names if len({places.get(name) for places in found}) > 1]
+    runs = _run_names([places["model"] for places in found])
     return [
         ", ".join(
-            places[name] if name == "model" else f"{name} {places[name]}"
+            runs[places[name]] if name == "model" else f"{name} {places[name]}"
             for name in varying
             if places.get(name)
         )

@@ -176,6 +176,17 @@ def test_a_mixture_has_a_row_and_a_panel_for_each_member(tmp_path, models) -> No
     assert "exact_match/b" not in (page.parent / "table.md").read_text(encoding="utf-8")
 
 
+def test_runs_of_one_name_are_lines_of_their_own(tmp_path, models) -> None:
+    copies = [str(tmp_path / folder / "run") for folder in ("small", "large")]
+    for model, copy in zip(models, copies):
+        shutil.copytree(model, copy)
+    sweep = make(tmp_path, copies, tasks=["a_v1.x"])
+    assert run_cells(sweep, sweep.cells()) == 0
+    [figure] = scaling_figures(rows_of([sweep.result(cell) for cell in sweep.cells()]))
+    assert ">small/run<" in figure.svg and ">large/run<" in figure.svg
+    assert str(tmp_path) not in figure.svg
+
+
 def test_checkpoints_are_an_axis(tmp_path, models) -> None:
     [folder] = (Path(models[0]),)
     source = load_model(folder)
