@@ -44,6 +44,7 @@ class Cell:
         settings: where the cell stands on the axes: demonstrations as `shots`, and the values of
             the grid by field of the evaluator.
         evaluator: with the task and the settings filled in.
+        predictor_step: of the length predictor, where lengths are predicted.
     """
 
     model: str
@@ -51,11 +52,14 @@ class Cell:
     task: str
     settings: Mapping[str, Any]
     evaluator: Evaluator
+    predictor_step: int | None = None
 
     @property
     def identity(self) -> str:
         """Twelve hexadecimal digits of all that decides the figures."""
         known = [self.model, self.step, type(self.evaluator).__name__, _values(self.evaluator)]
+        if self.predictor_step is not None:
+            known.append(self.predictor_step)
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -145,6 +149,7 @@ class Sweep:
             tasks = self.tasks or ([trained_on] if trained_on else [])
             if not tasks:
                 raise UserError(f"sweep.tasks is empty, and {model} was not trained on a task")
+            predictor_step = _predictor_step(model)
             axes: list[Sequence[Any]] = [steps, tasks, self.shots or [None], *self.grid.values()]
             for step, task, shots, *values in itertools.product(*axes):
                 settings = dict(zip(self.grid, values, strict=True))
@@ -152,7 +157,9 @@ class Sweep:
                 evaluator = dataclasses.replace(_dataclass(self.evaluator), task=name, **settings)
                 if shots is not None:
                     settings = {"shots": shots, **settings}
-                found.append(Cell(model, step, task, settings, evaluator))
+                predicted = getattr(evaluator, "canvas", None) == "predicted"
+                predictor = predictor_step if predicted else None
+                found.append(Cell(model, step, task, settings, evaluator, predictor))
         return found
 
     def folder(self, cell: Cell) -> RunFolder:
@@ -284,9 +291,7 @@ def _checkpoints(
     folder = RunFolder(path)
     if not folder.is_run:
         return [None], None
-    manager = CheckpointManager(folder.checkpoints)
-    there = manager.steps()
-    manager.close()
+    there = _saved_steps(folder)
     if not there:
         raise UserError(f"run {model} has no finished checkpoint yet")
     trained_on = folder.description().task
@@ -299,6 +304,21 @@ def _checkpoints(
                 f"has {', '.join(map(str, there))}"
             )
     return list(wanted), trained_on
+
+
+def _saved_steps(folder: RunFolder) -> list[int]:
+    manager = CheckpointManager(folder.checkpoints)
+    steps = manager.steps()
+    manager.close()
+    return steps
+
+
+def _predictor_step(model: str) -> int | None:
+    """Newest step of the length predictor of a run; None where there is none."""
+    run = run_of_source(model)
+    if run is None or not run.length_predictor.checkpoints.is_dir():
+        return None
+    return next(reversed(_saved_steps(run.length_predictor)), None)
 
 
 def _step_argument(model: str, step: int | None) -> int | None:

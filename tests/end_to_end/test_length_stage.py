@@ -16,6 +16,7 @@ import pytest
 import dlm_jax
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.errors import UserError
+from dlm_jax.evaluation.sweep import Sweep
 from dlm_jax.models import length_predictor as predictors
 
 TASKS = f"--import={Path(__file__).parent / 'toy_tasks.py'}"
@@ -122,6 +123,22 @@ def test_an_evaluation_decodes_on_predicted_canvases_and_reports_their_calibrati
     assert sum(right) >= 10
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "predicted length" in page and (run / "figures" / "lengths.png").stat().st_size > 5000
+
+
+def test_a_sweep_tells_the_figures_of_a_longer_trained_predictor_apart(trained, tmp_path) -> None:
+    run, _ = trained
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    sweep = Sweep(
+        tmp_path / "sweep", [str(copy)], tasks=[TASK], grid={"canvas": ["search", "predicted"]}
+    )
+    search, predicted = sweep.cells()
+    assert (search.predictor_step, predicted.predictor_step) == (None, STEPS)
+    checkpoints = copy / "length_predictor" / "checkpoints"
+    shutil.rmtree(checkpoints / str(STEPS))
+    same, other = sweep.cells()
+    assert other.predictor_step == STEPS // 2
+    assert same.identity == search.identity and other.identity != predicted.identity
 
 
 def test_a_sample_takes_predicted_lengths(dlm, trained) -> None:
