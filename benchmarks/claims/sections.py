@@ -216,8 +216,9 @@ def _calibration(document: Document, figures: Mapping[str, float]) -> list[str]:
     return [
         f"The likeliest length is right for {exact:.0%} of the sentences and at most "
         f"two tokens off for {close:.0%}; it is {figures['length_mae']:.1f} tokens off on "
-        "average, and the expected calibration error of its probability is "
-        f"{figures['length_ece']:.2f}.",
+        f"average, its correlation with the true one is {figures['length_correlation']:.2f}, and "
+        f"the expected calibration error of its probability {figures['length_ece']:.2f}. The "
+        "predictor was trained for minutes, and knows little more than which lengths are frequent.",
         "",
         *image("best", "Predicted against true length, and how often it is right"),
     ]
