@@ -18,11 +18,11 @@ class GappedText:
     """A text whose gaps are to be filled.
 
     Attributes:
-        pieces: given text and sizes of gaps in turn.
-        parts: the same without empty texts, as ids and sizes.
+        pieces: given texts and sizes of gaps, in order; no two gaps stand side by side.
+        parts: the same as ids and sizes.
     """
 
-    pieces: tuple[str, ...]
+    pieces: tuple[str | int, ...]
     parts: tuple[Sequence[int] | int, ...]
 
     @classmethod
@@ -36,18 +36,21 @@ class GappedText:
             raise UserError(
                 f"{text!r} has no gap to fill: write <mask>, or <mask>*3 for three tokens"
             )
-        pieces = _GAP.split(text)
-        parts: list[Sequence[int] | int] = []
-        for index, piece in enumerate(pieces):
+        pieces: list[str | int] = []
+        for index, piece in enumerate(_GAP.split(text)):
             if index % 2:
                 size = int(piece or 1)
                 if not 1 <= size <= longest:
                     raise UserError(
                         f"{text!r} has a gap of {size} tokens, and 1 to {longest} can be filled"
                     )
-                parts.append(size)
+                if pieces and isinstance(pieces[-1], int):
+                    # Filled as one: a character may take tokens of both.
+                    size += pieces.pop()  # type: ignore[operator]
+                pieces.append(size)
             elif piece:
-                parts.append(vocabulary.encode(piece))
+                pieces.append(piece)
+        parts = (p if isinstance(p, int) else vocabulary.encode(p) for p in pieces)
         return cls(tuple(pieces), tuple(parts))
 
     def filled(self, ids: Sequence[int], vocabulary: Vocabulary) -> str:
@@ -57,13 +60,13 @@ class GappedText:
             ids: of the whole row, from the first given or written one.
             vocabulary: ids back to text.
         """
-        parts, place, text = iter(self.parts), 0, ""
-        for index, piece in enumerate(self.pieces):
-            if not index % 2:
+        place, text = 0, ""
+        for piece, part in zip(self.pieces, self.parts, strict=True):
+            if isinstance(piece, str):
                 text += piece
-                place += len(next(parts)) if piece else 0  # type: ignore[arg-type]
+                place += len(part)  # type: ignore[arg-type]
                 continue
-            end = place + int(next(parts))  # type: ignore[arg-type]
+            end = place + piece
             before = vocabulary.decode(ids[:place])
             # Decoded together, so that pieces of one word are joined as they should be.
             gap = vocabulary.decode(ids[:end]).removeprefix(before)

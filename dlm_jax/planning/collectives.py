@@ -243,8 +243,10 @@ def _numbers(text: str) -> list[int]:
 def _goes_both_ways(pairs: np.ndarray, computation: list[Instruction]) -> bool:
     """Whether another permutation of the same round goes the opposite way, as rings of a product
     that is cut into pieces do."""
-    back = {(int(target), int(source)) for source, target in pairs}
-    return any(
+    there = {(int(source), int(target)) for source, target in pairs}
+    back = {(target, source) for source, target in there}
+    # Two devices that swap send one way each, over the one link between them.
+    return back != there and any(
         {(int(source), int(target)) for source, target in _groups(other, 0)} == back
         for other in computation
         if other.opcode.startswith("collective-permute") and "done" not in other.opcode

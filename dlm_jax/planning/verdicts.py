@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -115,10 +116,11 @@ def _read(path: Path) -> Verdict | None:
 
 
 def _write(path: Path, verdict: Verdict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(verdict)).encode()))
-    os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # no place to keep it: it is compiled again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(gzip.compress(json.dumps(dataclasses.asdict(verdict)).encode()))
+        os.replace(temporary, path)
 
 
 def _needed_bytes(error: Exception) -> int:

@@ -56,7 +56,7 @@ class HostRows:
             names = (axes,) if isinstance(axes, str) else axes
             ways = math.prod(sharding.mesh.shape[name] for name in names or ())
             raise UserError(
-                f"train.batch_size {batch_size} is not a multiple of the {ways} ways in which the "
+                f"batch_size {batch_size} is not a multiple of the {ways} ways in which the "
                 "mesh splits it"
             ) from error
         shards = sharding.addressable_devices_indices_map((batch_size, length)).values()

@@ -122,7 +122,15 @@ def train_length_predictor(
         KeyboardInterrupt: interrupted, and saved as well.
     """
     began = time.time()
-    check_counts("length_stage", batch_size, gradient_accumulation_steps, total_steps, log_every)
+    check_counts(
+        "length_stage",
+        batch_size,
+        gradient_accumulation_steps,
+        total_steps,
+        log_every,
+        watchdog_seconds,
+    )
+    _check_values(dropout_rate, length_beam, max_examples)
     device_mesh = make_mesh(mesh)
     with StopRequests() as stops, jax.set_mesh(device_mesh), use_rules(sharding):
         source = multihost.together("run", lambda: _Source.find(run_dir, step, task, dtype, length))
@@ -144,6 +152,11 @@ def train_length_predictor(
         )
         width = _width([*data.loader.tables.values(), *held_out.values()], source.length)
         features = frozen_features(source.config, frozen, width, seed=seed, dropout=feature_dropout)
+        decoding_features = (
+            frozen_features(source.config, frozen, width, seed=seed, dropout=False)
+            if feature_dropout
+            else features
+        )
         run = _LengthRun(
             folder=folder,
             description=source.model.description,
@@ -160,7 +173,9 @@ def train_length_predictor(
             watchdog_seconds=watchdog_seconds,
             on_ready=on_ready,
             record=record,
-            measure=_HeldOut(source, held_out, features, data, length_beam) if held_out else None,
+            measure=_HeldOut(source, held_out, decoding_features, data, length_beam)
+            if held_out
+            else None,
         )
         stage = length_stage(
             source.config,
@@ -171,6 +186,14 @@ def train_length_predictor(
             dropout_rate=dropout_rate,
         )
         return run.train(stage, _FeatureData(**vars(data), features=features))
+
+
+def _check_values(dropout_rate: float, length_beam: int, max_examples: int | None) -> None:
+    if not 0 <= dropout_rate < 1:
+        raise UserError(f"length_stage.dropout_rate is {dropout_rate}, and must lie in [0, 1)")
+    for name, value in (("length_beam", length_beam), ("max_examples", max_examples)):
+        if value is not None and value < 1:
+            raise UserError(f"length_stage.{name} must be at least 1, not {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 
 from dlm_jax.checkpoints.manager import CheckpointManager
-from dlm_jax.errors import RunError
+from dlm_jax.errors import RunError, UserError
 from dlm_jax.training import goodput
 from dlm_jax.training.compilations import CompilationCounter
 from dlm_jax.training.feed import Feed
@@ -23,6 +23,7 @@ from dlm_jax.training.watchdog import Watchdog
 from dlm_jax.training.window import MetricsWindow
 
 Results = dict[str, dict[str, float]]
+Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Loop:
 
     def __init__(
         self,
-        step_function: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Any]],
+        step_function: Callable[[TrainState, Batch], tuple[TrainState, Any]],
         feed: Feed,
         cadence: Cadence,
         manager: CheckpointManager,
@@ -123,7 +124,8 @@ class Loop:
             The last state and the last evaluation.
 
         Raises:
-            RunError: a step was not finite and `cadence.on_nonfinite` is 'stop'.
+            RunError: a step was not finite and `cadence.on_nonfinite` is 'stop'; or data that are
+                read as they are needed turned out unusable, and what was trained is saved.
             RetryError: the run was preempted, and is saved.
             KeyboardInterrupt: the run was interrupted, and is saved.
         """
@@ -131,7 +133,11 @@ class Loop:
         results = self._evaluated(state, first) if evaluation_owed else {}
         stops.steps_begin()
         for step in range(first + 1, cadence.total_steps + 1):
-            state = self._one_step(state, step, beginning=step == first + 1)
+            try:
+                batch = self._next_batch(state, step)
+            except UserError as error:
+                raise self._unusable(error, state, step - 1) from error
+            state = self._one_step(state, batch, step, beginning=step == first + 1)
             if cadence.due(cadence.log_every, step):
                 self._window.close(step)
             evaluating = self._evaluate is not None and cadence.due(cadence.evaluate_every, step)
@@ -150,11 +156,27 @@ class Loop:
                 stops.stop(step)
         return state, results
 
-    def _one_step(self, state: TrainState, step: int, *, beginning: bool) -> TrainState:
+    def _next_batch(self, state: TrainState, step: int) -> Batch:
+        self._monitors.profiler.before(step, state)
+        with self._monitors.goodput.measure("data"):
+            return next(self._feed.batches)
+
+    def _unusable(self, error: UserError, state: TrainState, step: int) -> RunError:
+        """Saves what was trained before the data that `error` complains of."""
+        # Other hosts may have met no error, and saving waits for all of them.
+        if jax.process_count() == 1 and self._manager.latest_step() != step:
+            self._flush()
+            self._save(state, step, None, owed=False)
+            self._finish(step)
+        return RunError(
+            f"the data of step {step + 1} cannot be used: {error} (the newest checkpoint is of "
+            f"step {self._manager.latest_step()}; once that is mended, the same command goes on)"
+        )
+
+    def _one_step(
+        self, state: TrainState, batch: Batch, step: int, *, beginning: bool
+    ) -> TrainState:
         monitors = self._monitors
-        monitors.profiler.before(step, state)
-        with monitors.goodput.measure("data"):
-            batch = next(self._feed.batches)
         compiled = monitors.compilations.count
         with (
             monitors.compilations.counting(),
@@ -183,7 +205,7 @@ class Loop:
             raise RunError(
                 f"loss or gradient was not finite in {bad} of the steps up to {step}; the newest "
                 f"checkpoint is of step {self._manager.latest_step()}, and "
-                "train.on_nonfinite='skip' would go on without them"
+                "on_nonfinite='skip' would go on without them"
             )
         self._writer.write(step, "train", {**figures, "nonfinite_steps": bad})
         if spikes := figures.get("spike_steps"):

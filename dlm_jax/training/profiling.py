@@ -13,6 +13,15 @@ from dlm_jax.errors import UserError
 from dlm_jax.training.breakdown import write_breakdown
 
 
+def check_profile_steps(steps: tuple[int, int] | None) -> None:
+    """Raises a UserError unless the steps to profile are in order."""
+    if steps is not None and not 1 <= steps[0] <= steps[1]:
+        raise UserError(
+            f"train.profile_steps is {tuple(steps)}: it must be (first, last) with "
+            "1 <= first <= last"
+        )
+
+
 class StepProfiler:
     """Writes a profile of the steps `first` to `last`, both included, of process 0."""
 
@@ -30,15 +39,7 @@ class StepProfiler:
             steps: which ones; None = none.
             say: prints a line.
             program: returns the optimized HLO of the step.
-
-        Raises:
-            UserError: the steps are not in order.
         """
-        if steps is not None and not 1 <= steps[0] <= steps[1]:
-            raise UserError(
-                f"train.profile_steps is {tuple(steps)}: it must be (first, last) with "
-                "1 <= first <= last"
-            )
         wanted = steps is not None and jax.process_index() == 0
         self._first, self._last = steps if steps is not None and wanted else (0, 0)
         self._folder, self._say, self._program = folder, say, program

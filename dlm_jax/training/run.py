@@ -221,16 +221,22 @@ def _first_state(
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The state before this process's first step, its step, and what else was saved with it."""
     step = manager.latest_step()
+    cursor = data.loader.cursor()
     multihost.require_equal(
         "start",
-        {"newest checkpoint": step, "JAX": jax.__version__, **data.loader.cursor()["settings"]},
+        {
+            "newest checkpoint": step,
+            "JAX": jax.__version__,
+            **cursor["settings"],
+            "first records": cursor.get("positions"),
+        },
         "all processes need the same run_dir, data and programs",
     )
     if step is None:
         return stage.create(), 0, {}
     abstract = stage.abstract
     model, training, cursor = manager.restore(step, abstract.model(), abstract.training())
-    data.loader.restore(cursor)
+    multihost.together("cursor", lambda: data.loader.restore(cursor))
     return stage.resumed(model, training, cursor), step, cursor
 
 
@@ -242,9 +248,16 @@ def _peak_flops() -> float:
 
 
 def check_counts(
-    owner: str, batch_size: int, accumulation: int, total_steps: int, log_every: int
+    owner: str,
+    batch_size: int,
+    accumulation: int,
+    total_steps: int,
+    log_every: int,
+    watchdog_seconds: float,
 ) -> None:
-    """Raises a UserError unless the counts that `owner` was given can make a run."""
+    """Raises a UserError unless the numbers that `owner` was given can make a run."""
+    if watchdog_seconds < 0:
+        raise UserError(f"{owner}.watchdog_seconds must not be negative, not {watchdog_seconds}")
     for name, value in (
         ("batch_size", batch_size),
         ("gradient_accumulation_steps", accumulation),

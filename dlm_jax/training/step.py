@@ -140,7 +140,13 @@ def make_step(
         parameters = optax.apply_updates(state.parameters, updates)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+            return jax.tree.map(
+                # The learning rate goes on with the step, also with one that is left out.
+                lambda n, o: n if _is_schedule(n) else jnp.where(good, n, o),
+                new,
+                old,
+                is_leaf=_is_schedule,
+            )
 
         new_state = TrainState(
             step=state.step + 1,
@@ -154,6 +160,10 @@ def make_step(
         return new_state, metrics
 
     return step
+
+
+def _is_schedule(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByScheduleState)
 
 
 def _summed_gradients(

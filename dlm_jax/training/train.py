@@ -28,6 +28,7 @@ from dlm_jax.training.objectives import (
 )
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.preemption import StopRequests
+from dlm_jax.training.profiling import check_profile_steps
 from dlm_jax.training.run import Run, TrainResult, check_counts
 from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.stage import adaptation
@@ -130,7 +131,15 @@ def train(
         KeyboardInterrupt: the run was interrupted, and is saved as well.
     """
     began = time.time()
-    check_counts("train", batch_size, gradient_accumulation_steps, total_steps, log_every)
+    check_counts(
+        "train",
+        batch_size,
+        gradient_accumulation_steps,
+        total_steps,
+        log_every,
+        watchdog_seconds,
+    )
+    check_profile_steps(profile_steps)
     cadence = Cadence(total_steps, log_every, evaluate_every, checkpoints.save_every, on_nonfinite)
     folder = RunFolder(run_dir)
     overrides = config_overrides(dtype, dropout_rate, remat_policy, attention, attention_pattern)

@@ -71,7 +71,7 @@ class MetricsWindow:
         }
         if "spike" in total:
             figures["spike_steps"] = round(total["spike"])
-        if self._peak:
+        if self._peak and self._flops:
             figures["mfu"] = 3 * self._flops * tokens / seconds / self._peak
         return step, figures, steps - round(total["finite"])
 

@@ -208,6 +208,9 @@ def test_permutations_use_two_ways_where_another_one_goes_back() -> None:
     assert [item.directions for item in collectives(entry(onwards), _CUBE)] == [1]
     (both,) = collectives(entry(onwards, back), _CUBE)
     assert (both.count, both.directions) == (2, 2)
+    # Two devices that swap have one link, and each sends over one of its directions.
+    swap = "%x = f32[8]{0} collective-permute(%a), source_target_pairs={{0,1},{1,0}}"
+    assert [item.directions for item in collectives(entry(swap), _CUBE)] == [1]
 
 
 def test_transfers_between_hosts_count_as_network() -> None:

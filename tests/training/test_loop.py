@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from dlm_jax.checkpoints.manager import CheckpointConfig, CheckpointManager
+from dlm_jax.errors import RunError, UserError
 from dlm_jax.training.compilations import CompilationCounter
 from dlm_jax.training.feed import Feed
 from dlm_jax.training.goodput import Goodput
@@ -95,3 +96,17 @@ def test_a_run_moves_nothing_unasked_and_compiles_once_and_counts_its_spikes(tmp
 def test_a_batch_that_is_still_on_the_host_is_noticed(tmp_path):
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         _run(tmp_path, iter([_batch(number) for number in range(1, STEPS + 1)]))
+
+
+def test_data_found_unusable_on_the_way_end_the_run_and_lose_nothing(tmp_path):
+    def batches():
+        yield from (jax.device_put(_batch(number)) for number in range(1, 8))
+        raise UserError("Task t, record 7: targets is empty")
+
+    with pytest.raises(RunError, match=r"step 8 cannot be used: Task t, record 7.* of step 7;"):
+        _run(tmp_path, batches())
+    manager = CheckpointManager(tmp_path / "checkpoints")
+    assert manager.steps() == [5, 7]
+    manager.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6]

@@ -20,7 +20,8 @@ from dlm_jax.training.compilations import CompilationCounter
 from dlm_jax.training.goodput import Goodput
 from dlm_jax.training.metrics import MetricsWriter
 from dlm_jax.training.preemption import StopRequests
-from dlm_jax.training.profiling import StepProfiler
+from dlm_jax.training.profiling import StepProfiler, check_profile_steps
+from dlm_jax.training.run import check_counts
 from dlm_jax.training.watchdog import Watchdog
 
 
@@ -48,8 +49,8 @@ def test_a_hung_step_shows_where_it_hangs_and_asks_for_a_retry():
 
 def test_no_watchdog_and_a_wrong_one():
     Watchdog(0).beat()
-    with pytest.raises(UserError, match="watchdog_seconds must not be negative"):
-        Watchdog(-1)
+    with pytest.raises(UserError, match="train.watchdog_seconds must not be negative, not -1"):
+        check_counts("train", 1, 1, 1, 1, -1)
 
 
 def test_goodput_adds_up_to_the_time_since_the_run_began(tmp_path, monkeypatch):
@@ -117,9 +118,9 @@ def test_a_profile_of_the_steps_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (5, 4)])
-def test_a_profile_of_impossible_steps(tmp_path, steps):
-    with pytest.raises(UserError, match="profile_steps"):
-        StepProfiler(tmp_path, steps, print)
+def test_a_profile_of_impossible_steps(steps):
+    with pytest.raises(UserError, match="train.profile_steps"):
+        check_profile_steps(steps)
 
 
 def test_a_preemption_waits_for_the_end_of_the_step():

@@ -13,6 +13,8 @@ import pytest
 from dlm_jax.errors import UserError
 from dlm_jax.training.spikes import SkipSpikes
 from dlm_jax.training.stage import Stage
+from dlm_jax.training.state import TrainState
+from dlm_jax.training.step import make_step
 
 RULE = SkipSpikes(window=8, factor=4.0)
 ADAM = optax.adam(0.05)
@@ -76,6 +78,25 @@ def test_a_wild_batch_changes_nothing_and_training_goes_on(stage):
         _same(state.frozen, before.frozen)
     assert spikes == [0.0] * 8 + [1.0, 1.0] + [0.0] * 2
     assert (int(state.step), int(state.skipped)) == (12, 2)
+
+
+def test_the_learning_rate_goes_on_with_steps_that_are_left_out():
+    """Four steps of which the third is left out end where plain descent without it ends."""
+    rates = optax.linear_schedule(0.4, 0.0, 4)
+
+    def loss(parameters, batch, dropout_key, time_state):
+        del dropout_key
+        total = parameters["w"] * batch["gradient"].sum()
+        one = jnp.float32(1)
+        return total, ({"loss_sum": total, "weight_sum": one, "tokens": one}, time_state)
+
+    optimizer = optax.sgd(rates)
+    state = TrainState.create({"w": jnp.float32(0)}, optimizer)
+    step = jax.jit(make_step(loss, optimizer, seed=0))
+    for gradient in (1.0, 1.0, np.nan, 1.0):
+        state, _ = step(state, {"gradient": jnp.float32([[gradient]])})
+    assert float(state.parameters["w"]) == pytest.approx(-(0.4 + 0.3 + 0.1), rel=1e-6)
+    assert int(state.skipped) == 1
 
 
 def test_saved_and_resumed_among_spikes_to_the_bit(stage):
