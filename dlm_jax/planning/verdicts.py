@@ -25,7 +25,12 @@ _TOO_MUCH = (
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
     re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
 )
-_COMPILERS = ("jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
+# Packages whose release decides what is compiled, by platform.
+_COMPILERS = {
+    "tpu": ("jaxlib", "libtpu"),
+    "cuda": ("jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin"),
+    "cpu": ("jaxlib",),
+}
 _SETTINGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -93,7 +98,7 @@ def compiled_verdict(lowered: jax.stages.Lowered, options: Options) -> Verdict:
 
 def _name(lowered: jax.stages.Lowered, topology: Topology, options: Options) -> str:
     settings = [topology.name, topology.slices, sorted((options or {}).items())]
-    releases = [_release(name) for name in _COMPILERS]
+    releases = [_release(name) for name in _COMPILERS[topology.family.platform]]
     environment = [os.environ.get(name) for name in _SETTINGS]
     digest = hashlib.sha256(json.dumps([settings, releases, environment]).encode())
     digest.update(lowered.as_text().encode())
