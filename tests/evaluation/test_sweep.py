@@ -13,6 +13,7 @@ from flax import nnx
 
 from dlm_jax.checkpoints.loading import LoadedModel, load_model, save_model
 from dlm_jax.checkpoints.run_folder import ModelDescription
+from dlm_jax.data import tasks
 from dlm_jax.data.few_shot import name_with_shots
 from dlm_jax.data.tasks import import_task_modules, register_task
 from dlm_jax.data.vocabularies import ByteVocabulary
@@ -214,7 +215,8 @@ def test_checkpoints_are_an_axis(tmp_path, models) -> None:
         make(tmp_path, [str(run)], checkpoints=[7]).cells()
 
 
-def test_shots_are_an_axis(tmp_path, models) -> None:
+def test_shots_are_an_axis(tmp_path, models, monkeypatch) -> None:
+    monkeypatch.setattr(tasks, "_REGISTRY", dict(tasks._REGISTRY))
     for name in ("shots_v1.a", "shots_v1.a_2_shot", "shots_v1.b_0_shot", "shots_v1.b_2_shot"):
         register_task(name, splits={"test": lambda: [{}]}, inputs="x", targets="y")
     sweep = make(tmp_path, models, tasks=["shots_v1.a", "shots_v1.b_2_shot"], shots=[0, 2], grid={})
@@ -304,7 +306,8 @@ def test_mistakes_are_sentences(tmp_path, models, changes, message) -> None:
         make(tmp_path, **{"models": models, **changes})
 
 
-def test_an_unknown_task_stops_before_a_model_is_loaded(tmp_path, models) -> None:
+def test_an_unknown_task_stops_before_a_model_is_loaded(tmp_path, models, monkeypatch) -> None:
+    monkeypatch.setattr(tasks, "_REGISTRY", dict(tasks._REGISTRY))
     register_task("known_v1.x", splits={"test": lambda: [{}]}, inputs="x", targets="y")
     sweep = make(tmp_path, models, tasks=["known_v1.x", "knwon_v1.x"])
     check_tasks(sweep.cells()[:2])
