@@ -11,8 +11,8 @@ from pathlib import Path
 
 RUNS = Path("runs/claims")
 _FILES = "examples/claims"
-DEPTHS = (1, 2)  # and all 12
-TWIN_DEPTH = 2
+DEPTHS = (1, 2, 6)  # and all 12
+LONGER = 1600  # steps of the best model and its autoregressive twin
 TASK_COUNTS = (1, 2, 4, 8)
 
 # Name of a sweep, and the value of its one setting.
@@ -138,54 +138,39 @@ def _sizes() -> Experiment:
     )
 
 
-def _baseline() -> tuple[Command, ...]:
-    """A small diffusion model with a length predictor, and its autoregressive twin."""
-    folder = RUNS / "sizes" / str(TWIN_DEPTH)
-    return (
-        *_pretraining().commands[:2],
-        *_depth(TWIN_DEPTH)[2:],
-        Command("length", folder / "translate", (f"--gin_file={_FILES}/length.gin",)),
-        _train(
-            "autoregressive",
-            RUNS / "autoregressive",
-            INITIAL_CHECKPOINT=str(folder / "pruned"),
-        ),
-    )
-
-
 _TWINS = {
-    "diffusion": RUNS / "sizes" / str(TWIN_DEPTH) / "translate",
-    "autoregressive": RUNS / "autoregressive",
+    "diffusion": RUNS / "best/diffusion",
+    "autoregressive": RUNS / "best/autoregressive",
 }
 
 
-def _translation() -> Experiment:
-    """The baseline of the same size and steps."""
-    sweeps = ("translation", "translation_autoregressive")
-    return Experiment(
-        "translation",
-        (*_baseline(), *map(_sweep, sweeps)),
-        _TWINS,
-        {name: RUNS / "sweeps" / name for name in sweeps},
-        compared=(
-            (("translation_autoregressive", 0.0), ("translation", "predicted")),
-            (("translation_autoregressive", 0.0), ("translation", "oracle")),
-        ),
+def _twins() -> tuple[Command, ...]:
+    """The best diffusion model with a length predictor, and its autoregressive twin."""
+    start: dict[str, str | int] = {
+        "INITIAL_CHECKPOINT": str(RUNS / "e5/warm_up"),
+        "TOTAL_STEPS": LONGER,
+    }
+    return (
+        *_pretraining().commands[:2],
+        _train("translate", _TWINS["diffusion"], **start),
+        Command("length", _TWINS["diffusion"], (f"--gin_file={_FILES}/length.gin",)),
+        _train("autoregressive", _TWINS["autoregressive"], **start),
     )
 
 
 def _best() -> Experiment:
-    best = RUNS / "e5/translate"
-    length = Command("length", best, (f"--gin_file={_FILES}/length.gin",))
+    """Lengths of the best model, and the baseline of the same size and steps."""
+    sweeps = ("best", "best_beam", "best_autoregressive")
     return Experiment(
         "best",
-        (*_pretraining().commands[:3], length, _sweep("best"), _sweep("best_beam")),
-        {"diffusion": best},
-        {name: RUNS / "sweeps" / name for name in ("best", "best_beam")},
+        (*_twins(), *map(_sweep, sweeps)),
+        _TWINS,
+        {name: RUNS / "sweeps" / name for name in sweeps},
         compared=(
             (("best", "fixed"), ("best", "predicted")),
             (("best", "predicted"), ("best_beam", 5)),
             (("best", "predicted"), ("best", "oracle")),
+            (("best_autoregressive", 0.0), ("best_beam", 5)),
         ),
         lengths=("best", "predicted"),
     )
@@ -194,7 +179,7 @@ def _best() -> Experiment:
 def _steps() -> Experiment:
     return Experiment(
         "steps",
-        (*_baseline(), _sweep("steps"), _sweep("steps_autoregressive")),
+        (*_twins(), _sweep("steps"), _sweep("steps_autoregressive")),
         _TWINS,
         {name: RUNS / "sweeps" / name for name in ("steps", "steps_autoregressive")},
     )
@@ -262,7 +247,6 @@ EXPERIMENTS = {
     for experiment in (
         _pretraining(),
         _sizes(),
-        _translation(),
         _best(),
         _steps(),
         _instructions(),

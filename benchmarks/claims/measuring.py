@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.claims.experiments import Experiment, Place
 from benchmarks.claims.running import KILLED, current_commit, entries
 
-_NELBO_EXAMPLES, _NELBO_DRAWS, _NELBO_LENGTH = 100, 4, 96
+_NELBO_EXAMPLES, _NELBO_DRAWS, _NELBO_LENGTH = 200, 4, 96
 _RESAMPLES = 2000
 
 

@@ -14,11 +14,11 @@ _INTRODUCTION = """\
 # The claims, measured again
 
 What Ye et al. 2023 ([arXiv 2308.12219](https://arxiv.org/abs/2308.12219)) claim of diffusion
-language models, measured on small real data, with one CPU core and minutes for each run.
+language models, measured on small real data, with two CPU cores and minutes for each run.
 `python -m benchmarks.claims page` writes this page from the files `docs/claims/*.json`, which the
 runs themselves write; no figure in it is typed in by hand.
 
-These models are tiny and see a fraction of an epoch: the figures show directions, not what the
+These models are tiny and see few epochs or a part of one: the figures show directions, not what the
 method can reach. `±` is one standard error, by bootstrap over examples (BLEU, accuracies) or by the
 delta method over examples (NELBO). Each model was trained once, with one seed, so the spread
 between seeds is in none of them. "Holds" means more than two standard errors.
@@ -34,8 +34,10 @@ Section = Callable[[Document], list[str]]
 SECTIONS: Mapping[str, tuple[str, Section]] = {
     "pretraining": ("A pretrained encoder is a head start", sections.pretraining),
     "sizes": ("Larger models are better", sections.sizes),
-    "best": ("Predicted lengths, and a beam of them", sections.best),
-    "translation": ("Beside an autoregressive model of the same size", sections.translation),
+    "best": (
+        "Predicted lengths, a beam of them, and an autoregressive model of the same size",
+        sections.best,
+    ),
     "steps": ("A few denoiser evaluations do", sections.steps),
     "instructions": ("More instructions help unseen tasks", sections.instructions),
     "order": ("Answers are written in the order of their reasoning", sections.order),
