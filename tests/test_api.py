@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dlm_jax.api import DiffusionLanguageModel
+from dlm_jax.api import DiffusionLanguageModel, writing
 from dlm_jax.checkpoints.run_folder import ModelDescription
 from dlm_jax.data.vocabularies import CharacterVocabulary, TokenizersVocabulary
 from dlm_jax.errors import UserError
@@ -193,8 +193,18 @@ def test_infilling_keeps_what_is_given_to_the_character(tmp_path) -> None:
 
 def test_mistakes_are_sentences(model) -> None:
     longest = model.denoiser.config.max_length
-    with pytest.raises(UserError, match="a list of prompts: put the text in brackets"):
-        model.generate("ab")
+    for call in (
+        lambda: model.generate("ab"),
+        lambda: model.infill("a<mask>"),
+        lambda: model.score("ab", "a"),
+        lambda: model.score(["ab"], "a"),
+    ):
+        with pytest.raises(UserError, match="a list of texts: put the text in brackets"):
+            call()
+    with pytest.raises(UserError, match="a response for each prompt, not 2 for 1"):
+        model.score(["ab"], ["a", "b"])
+    with pytest.raises(UserError, match="length is 0, and must be 1 token or more"):
+        model.generate(["ab"], length=0)
     with pytest.raises(UserError, match="batch_size is 0"):
         model.generate(["ab"], batch_size=0)
     with pytest.raises(UserError, match=rf"gap of 99999999 tokens, and 1 to {longest}"):
@@ -204,6 +214,28 @@ def test_mistakes_are_sentences(model) -> None:
     for tokens in ([0, 4, 2], np.zeros((1, longest + 1), np.int32)):
         with pytest.raises(UserError, match=rf"\[batch, length\].* at most {longest}"):
             model.logits(tokens)
+
+
+def test_what_is_too_long_is_named_before_anything_is_written(model, monkeypatch) -> None:
+    def never(*arguments, **options):
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(writing, "generate", never)
+    longest = model.denoiser.config.max_length
+    prompts = ["ab"] * 5 + ["a" * (longest - 4)]
+    sentence = rf"prompt 5 takes {longest - 3} tokens.* an answer of 3 and </s> .* row of {longest}"
+    with pytest.raises(UserError, match=sentence):
+        # Each prompt is three rows, and the last one is in a batch of its own.
+        model.generate(prompts, length=[1, 2, 3], batch_size=15)
+    texts = ["a<mask>"] * 3 + ["a" * (longest - 4) + "<mask>*3"]
+    with pytest.raises(UserError, match=f"row 3 takes {longest + 1} tokens, 3 of them"):
+        model.infill(texts, batch_size=2)
+
+
+def test_numbers_of_numpy_and_empty_lists_are_taken(model) -> None:
+    [answer] = model.generate(["ab"], length=np.int64(3), steps=2, special_tokens=False)
+    assert len(answer.tokens) == 3
+    assert model.score([], []) == [] and model.generate([]) == [] and model.infill([]) == []
 
 
 @pytest.mark.parametrize(

@@ -121,8 +121,7 @@ class DiffusionLanguageModel:
         Raises:
             UserError: a prompt is too long, an option is wrong, or there is no length predictor.
         """
-        if isinstance(prompts, str):
-            raise UserError("generate takes a list of prompts: put the text in brackets")
+        _require_list("generate", prompts)
         if isinstance(length, str) and length != "predicted":
             raise UserError(
                 f"length is {length!r}, and must be a number of tokens, several of them, or "
@@ -139,7 +138,9 @@ class DiffusionLanguageModel:
             beam = 1 if length_beam is None else length_beam
             beams = self.beams(ids, self.length_log_probs(ids), beam)
             return self.best_answers(ids, beams, **options)
-        lengths = [length] if isinstance(length, int) else length
+        lengths = [int(length)] if isinstance(length, (int, np.integer)) else length
+        if any(tokens < 1 for tokens in lengths):
+            raise UserError(f"length is {length}, and must be 1 token or more")
         return self.search_lengths(ids, lengths, **options)
 
     def length_log_probs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -292,6 +293,7 @@ class DiffusionLanguageModel:
         temperature = options.get("temperature", 0.0)
         check_replicates(mbr, Policy.parse(strategy, temperature=temperature))
         row_ids = options.pop("row_ids", range(len(prompts)))
+        self._require_room(prompts, beams)
         self.candidates = rows = candidates(beams, mbr)
         answers = self.generate_ids(
             [prompts[row.prompt] for row in rows],
@@ -304,6 +306,16 @@ class DiffusionLanguageModel:
             groups[row.prompt].append((answer, answer.log_probability + row.log_prior))
         return [_best(group, chosen) for group in groups]
 
+    def _require_room(self, prompts: Sequence[Sequence[int]], beams: Sequence[Beam]) -> None:
+        longest = self.denoiser.config.max_length
+        for number, (prompt, beam) in enumerate(zip(prompts, beams, strict=True)):
+            most = max((length for length, _ in beam), default=0)
+            if len(prompt) + most + 1 > longest:
+                raise UserError(
+                    f"prompt {number} takes {len(prompt)} tokens, which leaves no room for an "
+                    f"answer of {most} and </s> in a row of {longest}"
+                )
+
     def infill(self, texts: Sequence[str], **options: Any) -> list[Answer]:
         """Fills the gaps of texts; what stands around them is kept.
 
@@ -315,6 +327,7 @@ class DiffusionLanguageModel:
         """
         if self.denoiser.config.causal:
             raise UserError("infilling needs a model that sees both sides, and this one is causal")
+        _require_list("infill", texts)
         longest = self.denoiser.config.max_length
         gapped = [GappedText.parse(text, self.vocabulary, longest) for text in texts]
         written = self._write([text.parts for text in gapped], **options)
@@ -330,8 +343,16 @@ class DiffusionLanguageModel:
         stratified; for a causal model the exact negative log-likelihood.
 
         Raises:
-            UserError: a prompt and its response do not fit into the model.
+            UserError: a prompt and its response do not fit into the model, or one lacks the other.
         """
+        _require_list("score", prompts)
+        _require_list("score", responses)
+        if len(prompts) != len(responses):
+            raise UserError(
+                f"score takes a response for each prompt, not {len(responses)} for {len(prompts)}"
+            )
+        if not prompts:
+            return []
         encode = self.vocabulary.encode
         rows = [
             assemble(encode(prompt), encode(response), self.vocabulary)
@@ -430,6 +451,11 @@ def _best(candidates: Sequence[tuple[Answer, float]], rerank: str) -> Answer:
         rerank,
     )
     return dataclasses.replace(answers[index], nfe=sum(answer.nfe for answer in answers))
+
+
+def _require_list(verb: str, texts: Any) -> None:
+    if isinstance(texts, str):
+        raise UserError(f"{verb} takes a list of texts: put the text in brackets")
 
 
 def _rounded(length: int, model: DiffusionLanguageModel) -> int:

@@ -86,6 +86,7 @@ def write_rows(
     banned = () if special_tokens else special - ({vocabulary.eos_id} if causal else set())
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, and must be 1 or more")
+    _require_room(rows, denoiser.config.max_length)
     identities = range(len(rows)) if row_ids is None else row_ids
     size = min(batch_size, len(rows))
     if on_trace is not None and len(rows) > batch_size:
@@ -113,6 +114,18 @@ def write_rows(
             on_trace(result.trace)
         count = min(size, len(rows) - begin)
         yield from _answers(canvas, result, count, vocabulary, causal=causal)
+
+
+def _require_room(rows: Sequence[Parts], longest: int) -> None:
+    """Refuses a row that is too long before any other is written, and by its number among all."""
+    for number, row in enumerate(rows):
+        gaps = sum(int(part) for part in row if isinstance(part, (int, np.integer)))
+        given = sum(len(part) for part in row if not isinstance(part, (int, np.integer)))
+        if 2 + given + gaps > longest:
+            raise UserError(
+                f"row {number} takes {2 + given + gaps} tokens, {gaps} of them to be written and "
+                f"two <s> and </s>, and the model takes at most {longest}"
+            )
 
 
 def _answers(

@@ -11,6 +11,7 @@ same command goes on with it), 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -125,7 +126,9 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"{verb} is {kind}{hint}; the verbs are {', '.join(VERBS)}")
     arguments.remove(verb)
     from dlm_jax.parallel.host_memory import keep_freed_memory
+    from dlm_jax.parallel.tpu_machine import keep_libtpu_quiet
 
+    keep_libtpu_quiet(os.environ)
     keep_freed_memory()  # must precede the threads of JAX, which a verb may start
     module = importlib.import_module(f"dlm_jax.cli.{VERBS[verb][0]}")
     from dlm_jax.cli.flags import parse

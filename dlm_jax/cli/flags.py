@@ -132,7 +132,8 @@ def join_processes(arguments: argparse.Namespace) -> bool:
         UserError: they contradict each other.
         RetryError: the others did not come in time.
     """
-    from dlm_jax.parallel.cluster import find_cluster, on_tpu_machine
+    from dlm_jax.parallel.cluster import find_cluster
+    from dlm_jax.parallel.tpu_machine import on_tpu_machine
 
     cluster = find_cluster(
         os.environ,

@@ -47,15 +47,22 @@ def import_weights(
     Raises:
         UserError: the folder holds a run, or the source cannot be read; then nothing is written.
     """
-    from dlm_jax.checkpoints.loading import load_model, save_model
+    from dlm_jax.checkpoints.loading import load_model
 
     check_new(run_dir)
     loaded = load_model(source, vocabulary=vocabulary, seed=seed)
+    save_new(loaded, run_dir)
+    return loaded
+
+
+def save_new(model: LoadedModel, run_dir: str | Path) -> None:
+    """Makes a run folder of a model, or raises `UserError` where it cannot be written."""
+    from dlm_jax.checkpoints.loading import save_model
+
     try:
-        save_model(loaded, run_dir)
+        save_model(model, run_dir)
     except OSError as error:
         raise UserError(f"--run_dir={run_dir} cannot be written: {error.strerror}") from error
-    return loaded
 
 
 def check_new(run_dir: str | Path) -> None:

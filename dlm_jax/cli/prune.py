@@ -57,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             "dlm prune needs a corpus, --task=NAME or --text=FILE, or a depth, --layers=N"
         )
-    from dlm_jax.checkpoints.loading import load_model, save_model
+    from dlm_jax.checkpoints.loading import load_model
     from dlm_jax.checkpoints.pruning import keep_lowest_layers, prune_model
-    from dlm_jax.cli.import_model import check_new
+    from dlm_jax.cli.import_model import check_new, save_new
     from dlm_jax.data.pruning import count_ids
 
     check_new(arguments.run_dir)
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     if has_corpus:
         counts = count_ids(model.vocabulary, _corpus(arguments, model.vocabulary))
         pruned = prune_model(pruned, counts, arguments.minimum_count)
-    save_model(pruned, arguments.run_dir)
+    save_new(pruned, arguments.run_dir)
     old, new = model.description.config, pruned.description.config
     print(
         f"{new.vocab_size:,} of {old.vocab_size:,} token rows, {new.num_layers} of "

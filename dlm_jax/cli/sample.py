@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     for text in [*prompts, *arguments.infill]:
         if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
             raise UserError(f"{text!r} is not UTF-8 text")
+    if arguments.prompt and not prompts:
+        raise UserError("--prompt=-: the standard input is empty")
     if bool(prompts) == bool(arguments.infill):
         raise UserError("dlm sample needs either --prompt (repeatable, - for stdin) or --infill")
     candidates = ("length", "length_beam", "mbr", "rerank")
@@ -87,6 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--{name} goes with --prompt: the gaps of --infill have their own lengths"
             )
+    if arguments.trace and not Path(arguments.trace).parent.is_dir():
+        raise UserError(f"--trace={arguments.trace} cannot be written: its folder does not exist")
     names = (*candidates, "steps", "strategy", "temperature", "seed", "special_tokens")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}

@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from dlm_jax.errors import UserError
 
 _TPU_PORT = 8482
-_GOOGLE_PCI_VENDOR = "0x1ae0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,24 +76,6 @@ def find_cluster(
     if found is None and tpu_pod:
         return Cluster(None, 0, 0, "the metadata server of the TPU pod")
     return found if found is not None and found.num_processes > 1 else None
-
-
-def on_tpu_machine(environment: Mapping[str, str]) -> bool:
-    """Whether this host has TPU chips, means to use them, and may ask the metadata server."""
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if "TPU_SKIP_MDS_QUERY" in environment or (platforms and "tpu" not in platforms.split(",")):
-        return False
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    return any(_first_line(file) == _GOOGLE_PCI_VENDOR for file in vendors) and any(
-        Path("/dev").glob("accel*") or Path("/dev/vfio").glob("[0-9]*")
-    )
-
-
-def _first_line(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _number(variables: Mapping[str, str], name: str, least: int = 0) -> int:

@@ -14,6 +14,9 @@ from dlm_jax.errors import UserError
 
 # Partial sums over this many neighbours keep a float32 sum of 250k terms within a few ulp.
 _SUM_WIDTH = 256
+# Logits divided by these stay finite, and -inf stays what it is: beyond them nothing changes, since
+# the likeliest token always wins below, and all are equally likely above.
+_COLDEST, _HOTTEST = 1e-30, 1e30
 _LOWEST = float(np.finfo(np.float32).min)
 
 Words = tuple[jax.Array, jax.Array]
@@ -135,7 +138,8 @@ class Categorical:
 
     def choose(self, logits: jax.Array, words: Words) -> Prediction:
         """Draws with the tails right; see `TokenRule.choose`."""
-        tokens = sample_categorical(logits / self.temperature, words)
+        temperature = min(max(self.temperature, _COLDEST), _HOTTEST)
+        tokens = sample_categorical(logits / temperature, words)
         top = peak(logits, jnp.arange(logits.shape[-1], dtype=jnp.int32))
         drawn = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
         return Prediction(tokens, (drawn - top.logit) - jnp.log1p(top.others))

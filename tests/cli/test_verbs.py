@@ -231,6 +231,11 @@ def test_verbs_leave_what_is_no_run_as_it_was(folder, tmp_path, capsys):
         2,
         "dlm: error: --run_dir=/dev/null/x cannot be written: Not a directory\n",
     )
+    code, _, err = run(capsys, "prune", folder, "--run_dir=/dev/null/x", "--layers=1")
+    assert (code, err) == (
+        2,
+        "dlm: error: --run_dir=/dev/null/x cannot be written: Not a directory\n",
+    )
     code, _, err = run(capsys, "inspect", tmp_path / "checkpoints" / "77")
     assert (code, err.count("does not exist")) == (2, 1)
 
@@ -242,7 +247,17 @@ def test_a_task_file_may_not_have_the_name_of_a_shipped_module(tmp_path, capsys)
     assert (code, err.count("so rename the file")) == (2, 1)
 
 
-def test_sample_refuses_before_it_loads(folder, capsys):
+def test_sample_refuses_before_it_loads(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dlm_jax.api.load", None)
+    trace = tmp_path / "none" / "trace.html"
+    code, _, err = run(capsys, "sample", f"--run_dir={folder}", "--prompt=a", f"--trace={trace}")
+    assert (code, err) == (
+        2,
+        f"dlm: error: --trace={trace} cannot be written: its folder does not exist\n",
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, _, err = run(capsys, "sample", f"--run_dir={folder}", "--prompt=-")
+    assert (code, err) == (2, "dlm: error: --prompt=-: the standard input is empty\n")
     flags = [f"--run_dir={folder}", "--infill=a<mask>", "--length=3"]
     code, _, err = run(capsys, "sample", *flags)
     assert code == 2

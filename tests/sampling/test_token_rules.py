@@ -97,3 +97,17 @@ def test_temperature_chooses_the_rule():
     assert token_rule(0) == Argmax() and token_rule(0.7) == Categorical(0.7)
     with pytest.raises(UserError, match="must be above 0"):
         Categorical(0.0)
+
+
+def test_the_coldest_draw_is_the_argmax_and_the_hottest_is_even(key):
+    logits = jnp.asarray([3.0, -jnp.inf, 20.0, 19.9, -50.0], jnp.float32)
+    draws = 400
+    words = random_words(key, 99, 0, np.arange(draws, dtype=np.uint32), np.uint32(0))
+    batch = jnp.broadcast_to(logits, (draws, 5))
+    for temperature in (1e-6, 1e-38, 1e-300):
+        tokens, log_probs = Categorical(temperature).choose(batch, words)
+        assert set(np.asarray(tokens).tolist()) == {2} and np.isfinite(log_probs).all()
+    for temperature in (1e9, 1e300):
+        tokens, _ = Categorical(temperature).choose(batch, words)
+        counts = np.bincount(np.asarray(tokens), minlength=5)
+        assert counts[1] == 0 and counts[[0, 2, 3, 4]].min() > 60
