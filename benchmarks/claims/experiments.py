@@ -12,7 +12,7 @@ from pathlib import Path
 RUNS = Path("runs/claims")
 _FILES = "examples/claims"
 DEPTHS = (1, 2, 6)  # and all 12
-LONGER = 1600  # steps of the best model and its autoregressive twin
+LONGER = 800  # steps of the best model and its autoregressive twin
 TASK_COUNTS = (1, 2, 4, 8)
 
 # Name of a sweep, and the value of its one setting.
