@@ -14,7 +14,7 @@ _INTRODUCTION = """\
 # The claims, measured again
 
 What Ye et al. 2023 ([arXiv 2308.12219](https://arxiv.org/abs/2308.12219)) claim of diffusion
-language models, measured on small real data, with two CPU cores and minutes for each run.
+language models, measured on small real data, with one or two CPU cores and minutes for each run.
 `python -m benchmarks.claims page` writes this page from the files `docs/claims/*.json`, which the
 runs themselves write; no figure in it is typed in by hand.
 

@@ -45,6 +45,7 @@ def pretraining(document: Document) -> list[str]:
     for name, [cell] in _by_model(document, "bleu"):
         rows.append([name, shown(nelbo[name]), shown(figure(cell, "bleu"))])
     [cell, *_] = document["sweeps"]["bleu"]
+    sampler = cell["strategy"].replace("auto", _PAPERS_SAMPLER)
     bleu = "BLEU, oracle length"
     difference, error = nelbo["difference"]
     text = (
@@ -60,7 +61,7 @@ def pretraining(document: Document) -> list[str]:
         *table(["weights", "NELBO, nats/token", bleu], rows),
         f"NELBO on {nelbo['examples']} sentences of test ({number(nelbo['tokens'])} tokens, "
         f"{nelbo['draws']} draws each); BLEU on {number(cell['figures']['n'])} with "
-        f"{cell['steps']} denoiser evaluations, `{cell['strategy']}`.",
+        f"{cell['steps']} denoiser evaluations, `{sampler}`.",
         "",
         *verdict(_decided(difference, error), text),
     ]
