@@ -42,7 +42,7 @@ def evaluation(
 
     def evaluate(state: TrainState, step: int) -> dict[str, dict[str, float]]:
         results: dict[str, dict[str, float]] = {}
-        with _own_parameters(description, state.model()) as parameters, _own(folder) as place:
+        with _own_parameters(description, state.parameters) as parameters, _own(folder) as place:
             denoiser = encoders.from_parameters(description.config, parameters)
             for evaluator in evaluators:
                 found = evaluator(denoiser, vocabulary, description, place, step)

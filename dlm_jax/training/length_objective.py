@@ -119,11 +119,11 @@ def length_stage(
         ),
     )
 
-    def create() -> tuple[Any, None]:
+    def create() -> Any:
         def initialise() -> Any:
             return predictors.parameters(predictors.LengthPredictor(config, rngs=nnx.Rngs(seed)))
 
-        return jax.jit(initialise, out_shardings=shardings_of(parameters))(), None
+        return jax.jit(initialise, out_shardings=shardings_of(parameters))()
 
     return Stage.of(
         length_loss(config, dropout_rate),

@@ -231,7 +231,7 @@ class Loop:
         with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
             self._manager.save(
                 step,
-                state.model(),
+                state.parameters,
                 state.training(),
                 {
                     **self._feed.cursor(),

@@ -41,9 +41,7 @@ def opening(
     devices = jax.devices()
     sizes = " ".join(f"{name}={size}" for name, size in data.sharding.mesh.shape.items())
     state_bytes = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
-    parameters = f"{_count(state.model()):,} parameters"
-    if state.frozen is not None:
-        parameters += f" ({_count(state.parameters):,} of them trained)"
+    parameters = f"{_count(state.parameters):,} parameters"
     tokens = data.batch_size * data.length
     examples = ", ".join(f"{name} ({table})" for name, table in data.loader.tables.items())
     first = f"resumes after step {resumed}" if resumed else f"starts from {description.origin}"

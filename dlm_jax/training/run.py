@@ -106,7 +106,7 @@ class Run:
         if resumed < self.cadence.total_steps or owed:
             if self.on_ready is not None:
                 self.on_ready()
-            self.describe(stage.abstract.model())
+            self.describe(stage.abstract.parameters)
             results = self._loop(stage, data, manager, state, resumed, saved, owed)
         manager.close()
         step = max(resumed, self.cadence.total_steps)
@@ -235,9 +235,9 @@ def _first_state(
     if step is None:
         return stage.create(), 0, {}
     abstract = stage.abstract
-    model, training, cursor = manager.restore(step, abstract.model(), abstract.training())
+    parameters, training, cursor = manager.restore(step, abstract.parameters, abstract.training())
     multihost.together("cursor", lambda: data.loader.restore(cursor))
-    return stage.resumed(model, training, cursor), step, cursor
+    return stage.resumed(parameters, training, cursor), step, cursor
 
 
 def _peak_flops() -> float:

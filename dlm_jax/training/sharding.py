@@ -44,7 +44,6 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     time_state: Any = None,
     recent: Recent | None = None,
-    frozen: Any = None,
 ) -> TrainState:
     """The training state as `jax.ShapeDtypeStruct` leaves with shardings; allocates nothing.
 
@@ -57,7 +56,6 @@ def abstract_state(
         optimizer: the optax transformation.
         time_state: arrays of the time sampler, or None.
         recent: arrays of the rule that skips spikes, or None.
-        frozen: abstract leaves with shardings, of what it leaves alone; or None.
     """
     mesh = jax.tree.leaves(parameters)[0].sharding.mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -94,7 +92,6 @@ def abstract_state(
         skipped=on_every_device(shapes.skipped),  # type: ignore[arg-type]
         time_state=jax.tree.map(on_every_device, shapes.time_state),
         recent=jax.tree.map(on_every_device, shapes.recent),
-        frozen=frozen,
     )
 
 

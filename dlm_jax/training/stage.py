@@ -46,45 +46,43 @@ class Stage:
         loss: Loss,
         optimizer: optax.GradientTransformation,
         parameters: Any,
-        create: Callable[[], tuple[Any, Any]],
+        create: Callable[[], Any],
         *,
         seed: int,
         accumulation: int = 1,
         time_state: Any = None,
         spikes: SkipSpikes | None = None,
-        frozen: Any = None,
         dtype: str = "float32",
         flops_per_token: float = 0.0,
     ) -> Stage:
         """The stage of a loss.
 
         Args:
-            loss: of the whole model's parameters.
+            loss: of the parameters.
             optimizer: the optax transformation.
             parameters: what it changes, as abstract leaves with shardings.
-            create: makes the arrays of `parameters` and of `frozen`, on their shardings.
+            create: makes the arrays of `parameters`, on their shardings.
             seed: of dropout.
             accumulation: micro-batches a step.
             time_state: arrays of the time sampler, or None.
             spikes: which steps change nothing though they are finite; None = none.
-            frozen: the rest of the model, as abstract leaves with shardings; or None.
             dtype: what the kernels of layers are rounded to, and their gradients with them.
             flops_per_token: forward FLOPs of a token.
         """
         recent = spikes.empty() if spikes else None
-        abstract = abstract_state(parameters, optimizer, time_state, recent, frozen)
+        abstract = abstract_state(parameters, optimizer, time_state, recent)
 
         def first() -> TrainState:
-            trained, rest = create()
+            arrays = create()
             # Jitted with shardings: no device ever holds the moments of a parameter that it has a
             # part of.
             state = jax.jit(
                 lambda p: TrainState.create(p, optimizer, time_state, recent)._replace(
                     parameters=None
                 ),
-                out_shardings=shardings_of(abstract._replace(parameters=None, frozen=None)),
-            )(trained)
-            return state._replace(parameters=trained, frozen=rest)
+                out_shardings=shardings_of(abstract._replace(parameters=None)),
+            )(arrays)
+            return state._replace(parameters=arrays)
 
         step = make_step(
             loss, optimizer, seed=seed, accumulation=accumulation, spikes=spikes, dtype=dtype
@@ -97,15 +95,17 @@ class Stage:
             return {}
         return {"recent": self.spikes.to_json(state.recent)}
 
-    def resumed(self, model: Any, training: dict[str, Any], saved: dict[str, Any]) -> TrainState:
+    def resumed(
+        self, parameters: Any, training: dict[str, Any], saved: dict[str, Any]
+    ) -> TrainState:
         """The state of a checkpoint.
 
         Args:
-            model: arrays of `abstract.model()`.
+            parameters: arrays of `abstract.parameters`.
             training: arrays of `abstract.training()`.
             saved: what `saved` gave.
         """
-        state = self.abstract.filled(model, training)
+        state = TrainState(parameters=parameters, **training)
         if self.spikes is None or self.abstract.recent is None:
             return state
         recent = self.spikes.from_json(saved.get("recent"), self.abstract.recent)
@@ -144,7 +144,7 @@ def adaptation(
         denoising_loss(config, objective, seed=seed, chunk=chunk),
         optimizer,
         parameters,
-        lambda: (first_parameters(config, weights, parameters, seed), None),
+        lambda: first_parameters(config, weights, parameters, seed),
         seed=seed,
         accumulation=accumulation,
         time_state=objective.init_time_state(),

@@ -16,14 +16,12 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: int32 [], number of finished optimizer steps.
-        parameters: float32 tree that the optimizer changes: that of the model, or without what is
-            `frozen`.
+        parameters: float32 tree of the model, which the optimizer changes.
         optimizer_state: optax's tree.
         skipped: int32 [], steps that changed nothing, because their loss or gradient was not finite
             or a spike.
         time_state: the importance table of the time sampler, or None.
         recent: what recent steps were like, where spikes are skipped; None where they are not.
-        frozen: the model's other parts, by their name in its tree; None where there are none.
     """
 
     step: jax.Array
@@ -32,7 +30,6 @@ class TrainState(NamedTuple):
     skipped: jax.Array
     time_state: Any = None
     recent: Recent | None = None
-    frozen: Any = None
 
     @classmethod
     def create(
@@ -52,30 +49,11 @@ class TrainState(NamedTuple):
             recent=recent,
         )
 
-    def model(self) -> Any:
-        """The parameters of the whole model, trained and frozen."""
-        return whole(self.parameters, self.frozen)
-
     def training(self) -> dict[str, Any]:
-        """Everything but the model and the recent steps, as one tree to save."""
+        """Everything but the parameters and the recent steps, as one tree to save."""
         return {
             "step": self.step,
             "optimizer_state": self.optimizer_state,
             "skipped": self.skipped,
             "time_state": self.time_state,
         }
-
-    def filled(self, model: Any, training: dict[str, Any]) -> TrainState:
-        """A state of this one's structure from what `model()` and `training()` took apart."""
-        if self.frozen is None:
-            return TrainState(parameters=model, **training)
-        return TrainState(
-            parameters={name: model[name] for name in self.parameters},
-            frozen={name: model[name] for name in self.frozen},
-            **training,
-        )
-
-
-def whole(parameters: Any, frozen: Any) -> Any:
-    """One tree of the parts that are trained and of those that are not."""
-    return parameters if frozen is None else {**frozen, **parameters}

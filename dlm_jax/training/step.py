@@ -16,7 +16,7 @@ from dlm_jax.parallel.rules import constrain
 from dlm_jax.training.objectives import Objective
 from dlm_jax.training.scoring import score
 from dlm_jax.training.spikes import SkipSpikes
-from dlm_jax.training.state import TrainState, whole
+from dlm_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -97,7 +97,7 @@ def make_step(
     """Builds the step function of a loss.
 
     Args:
-        loss: of the whole model's parameters; only those of `TrainState.parameters` are changed.
+        loss: of the parameters.
         optimizer: the optax transformation.
         seed: of dropout, which is a function of it and of the step alone.
         accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
@@ -155,7 +155,6 @@ def make_step(
             skipped=state.skipped + jnp.where(good, 0, 1).astype(jnp.int32),
             time_state=keep(time_state, state.time_state),
             recent=recent,
-            frozen=state.frozen,
         )
         return new_state, metrics
 
@@ -173,18 +172,12 @@ def _summed_gradients(
 
     Sums of several micro-batches are float32, whatever the gradients of each are.
     """
-
-    def of_parts(
-        parameters: Any, frozen: Any, batch: Batch, key: jax.Array, time_state: Any
-    ) -> tuple[jax.Array, tuple[Metrics, Any]]:
-        return loss(whole(parameters, frozen), batch, key, time_state)
-
-    gradients_of = jax.value_and_grad(of_parts, has_aux=True)
+    gradients_of = jax.value_and_grad(loss, has_aux=True)
 
     def at_once(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
         parameters = rounded_kernels(state.parameters, dtype)
         (_, (metrics, time_state)), gradients = gradients_of(
-            parameters, state.frozen, batch, key, state.time_state
+            parameters, batch, key, state.time_state
         )
         return gradients, metrics, time_state
 

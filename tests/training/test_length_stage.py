@@ -107,7 +107,7 @@ def test_a_step_minimises_the_mean_cross_entropy_of_the_lengths(frozen) -> None:
         gradient,
     )
     # What is trained has the shape of the predictor alone.
-    assert jax.tree.map(jnp.shape, after.model()) == jax.tree.map(
+    assert jax.tree.map(jnp.shape, after.parameters) == jax.tree.map(
         lambda leaf: leaf.shape, predictors.abstract_parameters(CONFIG)
     )
 
