@@ -16,9 +16,10 @@ from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel.compiler import training_compiler_options
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.optimizers import AdamW
+from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import make_train_step
 
 PAD_ID = 1
 TOTAL_STEPS = 1000
@@ -58,7 +59,9 @@ class Trainer:
         )
         optimizer = AdamW(learning_rate=1e-5, weight_decay=0.01, b2=0.98, max_grad_norm=1.0)
         transformation = optimizer.build(TOTAL_STEPS)
-        step = make_train_step(config, DiffusionObjective(process), transformation, seed=0)
+        objective, mesh = DiffusionObjective(process), make_mesh(MeshConfig())
+        length = config.max_length
+        step = adaptation(config, None, objective, transformation, mesh, length=length, seed=0).step
         options = training_compiler_options()
         self._step = jax.jit(step, donate_argnums=0, compiler_options=options)
         self._state = TrainState.create(_initial_parameters(config), transformation)

@@ -26,11 +26,12 @@ from flax import nnx
 from dlm_jax.data.vocabularies import ByteVocabulary
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.objectives import Diffusion
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.scoring import score
+from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import make_train_step
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "float32, full": {},
@@ -94,7 +95,9 @@ def _train(optimizer: AdamW, texts: np.ndarray, steps: int, seed: int) -> tuple[
     parameters = encoders.parameters(encoders.Encoder(CONFIG, rngs=nnx.Rngs(seed)))
     state = TrainState.create(parameters, transformation)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.optimizer_state))
-    step = jax.jit(make_train_step(CONFIG, OBJECTIVE, transformation, seed=seed), donate_argnums=0)
+    mesh = make_mesh(MeshConfig())
+    stage = adaptation(CONFIG, None, OBJECTIVE, transformation, mesh, length=LENGTH, seed=seed)
+    step = jax.jit(stage.step, donate_argnums=0)
     held_out, training = texts[: HELD_OUT * ROWS], texts[HELD_OUT * ROWS :]
     order = np.random.default_rng(seed).integers(len(training), size=(steps, ROWS))
     for number, chosen in enumerate(order):

@@ -147,27 +147,30 @@ def _lower(request: Request, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:
 
     from dlm_jax.parallel.rules import use_rules
     from dlm_jax.training import sharding
-    from dlm_jax.training.step import make_train_step
+    from dlm_jax.training.stage import adaptation
 
     if isinstance(request, SamplingStep):
         return _lower_sampling(request, mesh)
-    # Outside of the mesh: what is computed here and now cannot run on devices that are not there.
-    step = make_train_step(
-        request.config,
-        request.objective,
-        request.optimizer,
-        seed=_SEED,
-        accumulation=request.accumulation,
-        chunk=request.head_chunk,
-    )
-    time_state = jax.eval_shape(request.objective.init_time_state)
     with use_rules(request.sharding):
-        parameters = sharding.placed_parameters(request.config, mesh)
-        state = sharding.abstract_state(parameters, request.optimizer, time_state)
+        # Outside of the mesh: what is computed here and now cannot run on devices that are not
+        # there.
+        stage = adaptation(
+            request.config,
+            None,
+            request.objective,
+            request.optimizer,
+            mesh,
+            length=request.length,
+            seed=_SEED,
+            accumulation=request.accumulation,
+            chunk=request.head_chunk,
+            spikes=request.skip_spikes,
+        )
         batch = sharding.abstract_batch(request.batch_size, request.length, mesh)
-    with jax.set_mesh(mesh), use_rules(request.sharding):
-        lowered = sharding.jit_step(step, sharding.shardings_of(state)).lower(state, batch)
-    return lowered, parameters, state
+        step = sharding.jit_step(stage.step, sharding.shardings_of(stage.abstract))
+        with jax.set_mesh(mesh):
+            lowered = step.lower(stage.abstract, batch)
+    return lowered, stage.abstract.parameters, stage.abstract
 
 
 def _lower_sampling(request: SamplingStep, mesh: jax.sharding.Mesh) -> tuple[Any, Any, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optax
 
     from dlm_jax.training.objectives import Objective
+    from dlm_jax.training.spikes import SkipSpikes
 
 # What `train` is given in a plan, so that gin files need not set it: none of it changes a program.
 UNNEEDED = ("run_dir", "task", "vocabulary", "evaluators", "data_cache_dir")
@@ -43,6 +44,7 @@ class TrainingStep:
         length: tokens a row.
         accumulation: micro-batches a step.
         head_chunk: positions projected on the vocabulary at a time.
+        skip_spikes: which steps change nothing though they are finite; None = none.
         mesh: how devices are arranged.
         sharding: which mesh axes split which axes of parameters and activations.
     """
@@ -54,6 +56,7 @@ class TrainingStep:
     length: int
     accumulation: int = 1
     head_chunk: int | None = None
+    skip_spikes: SkipSpikes | None = None
     mesh: MeshConfig = MeshConfig()
     sharding: ShardingRules = ShardingRules()
 
@@ -148,6 +151,7 @@ def training_step(values: Mapping[str, Any]) -> TrainingStep:
         length=values["length"],
         accumulation=values["gradient_accumulation_steps"],
         head_chunk=values["head_chunk"],
+        skip_spikes=values["skip_spikes"],
         mesh=values["mesh"],
         sharding=values["sharding"],
     )

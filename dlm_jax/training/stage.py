@@ -24,7 +24,7 @@ Weights = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What differs between kinds of training; made within the mesh and the rules of the run.
+    """What differs between kinds of training; made within the sharding rules of the run.
 
     Attributes:
         abstract: the state as `jax.ShapeDtypeStruct` leaves with shardings.
@@ -126,6 +126,9 @@ def adaptation(
     spikes: SkipSpikes | None = None,
 ) -> Stage:
     """Diffusive adaptation: all parameters of an encoder, under an objective.
+
+    A run trains it, and a plan compiles its step: for that nothing needs to be on the mesh's
+    devices, which need not be there.
 
     Args:
         config: shape of the encoder.

@@ -37,20 +37,6 @@ class Loss(Protocol):
         ...
 
 
-def make_train_step(
-    config: EncoderConfig,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    *,
-    seed: int,
-    accumulation: int = 1,
-    chunk: int | None = None,
-) -> Step:
-    """The step of diffusive adaptation: `make_step` of `denoising_loss`, with their arguments."""
-    loss = denoising_loss(config, objective, seed=seed, chunk=chunk)
-    return make_step(loss, optimizer, seed=seed, accumulation=accumulation, dtype=config.dtype)
-
-
 def denoising_loss(
     config: EncoderConfig, objective: Objective, *, seed: int, chunk: int | None = None
 ) -> Loss:

@@ -44,6 +44,7 @@ def _request_for(
         "length": length,
         "gradient_accumulation_steps": 1,
         "head_chunk": None,
+        "skip_spikes": None,
         "mesh": MeshConfig(),
         "sharding": ShardingRules(),
     }

@@ -14,6 +14,7 @@ from dlm_jax.data.packing import empty_batch
 from dlm_jax.data.vocabularies import ByteVocabulary
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.breakdown import (
     Span,
     _add_up,
@@ -26,8 +27,8 @@ from dlm_jax.training.objectives import Diffusion
 from dlm_jax.training.optimizers import AdamW
 from dlm_jax.training.profiling import StepProfiler
 from dlm_jax.training.program import KeptProgram, hlo_writer
+from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import make_train_step
 
 CONFIG = EncoderConfig(
     vocab_size=264, embed_dim=64, num_layers=2, num_heads=2, mlp_dim=128, max_positions=66
@@ -40,7 +41,8 @@ def profiled(tmp_path_factory):
     """Folder of a profiled run of the real step, what was said, and how often it was compiled."""
     folder, said = tmp_path_factory.mktemp("run"), []
     optimizer = AdamW().build(10)
-    step = make_train_step(CONFIG, Diffusion().build(ByteVocabulary()), optimizer, seed=0)
+    objective, mesh = Diffusion().build(ByteVocabulary()), make_mesh(MeshConfig())
+    step = adaptation(CONFIG, None, objective, optimizer, mesh, length=64, seed=0).step
     state = TrainState.create(
         encoders.parameters(encoders.Encoder(CONFIG, rngs=nnx.Rngs(0))), optimizer
     )

@@ -15,10 +15,9 @@ from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.parallel.rules import ShardingRules, use_rules
 from dlm_jax.training.objectives import Diffusion
 from dlm_jax.training.optimizers import AdamW
-from dlm_jax.training.sharding import (
-    abstract_state, batch_sharding, jit_step, placed_parameters, shardings_of)
+from dlm_jax.training.sharding import batch_sharding, jit_step, placed_parameters, shardings_of
+from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import make_train_step
 
 LENGTH = 24
 OBJECTIVE = Diffusion(label_smoothing=0.1).build(ByteVocabulary())
@@ -47,13 +46,12 @@ def packed_batch():
 
 def run(config, mesh, accumulation=1):
     with jax.set_mesh(mesh):
-        shardings = shardings_of(abstract_state(placed_parameters(config, mesh), OPTIMIZER))
+        stage = adaptation(config, None, OBJECTIVE, OPTIMIZER, mesh, length=LENGTH, seed=7,
+                           chunk=32, accumulation=accumulation)
+        shardings = shardings_of(stage.abstract)
         state = jax.device_put(FIRST[config], shardings)
         batch = jax.device_put(packed_batch(), batch_sharding(mesh))
-        step = jit_step(
-            make_train_step(config, OBJECTIVE, OPTIMIZER, seed=7, chunk=32,
-                            accumulation=accumulation), shardings)
-        lowered = step.lower(state, batch)
+        lowered = jit_step(stage.step, shardings).lower(state, batch)
         compiled = lowered.compile()
         losses = []
         for _ in range(2):

@@ -15,10 +15,12 @@ from dlm_jax.data.vocabularies import ByteVocabulary
 from dlm_jax.diffusion.scores import dense_scores
 from dlm_jax.models import encoder as encoders
 from dlm_jax.models.config import EncoderConfig
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.objectives import Diffusion, MaskedLanguageModel
 from dlm_jax.training.scoring import score
+from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
-from dlm_jax.training.step import denoising_loss, make_train_step
+from dlm_jax.training.step import denoising_loss
 
 CONFIG = EncoderConfig(
     vocab_size=264,
@@ -62,9 +64,15 @@ def _batch(rows, length):
     return {name: jnp.asarray(array) for name, array in batch.items()}
 
 
+def _step(objective, optimizer, config=CONFIG, **options):
+    built, mesh = objective.build(VOCABULARY), make_mesh(MeshConfig())
+    stage = adaptation(config, None, built, optimizer, mesh, length=32, seed=7, **options)
+    return jax.jit(stage.step)
+
+
 def _one_step(parameters, batch, objective=Diffusion(), config=CONFIG, **options):
-    step = make_train_step(config, objective.build(VOCABULARY), SGD, seed=7, **options)
-    return jax.jit(step)(TrainState.create(parameters, SGD), batch)
+    step = _step(objective, SGD, config, **options)
+    return step(TrainState.create(parameters, SGD), batch)
 
 
 def _assert_close(ours, theirs, tolerance=2e-6):
@@ -152,9 +160,8 @@ def test_a_step_that_is_not_finite_changes_nothing(parameters):
     broken = jax.tree.map(jnp.copy, parameters)
     broken["head"]["bias"] = broken["head"]["bias"].at[5].set(jnp.nan)
     optimizer = optax.adam(0.1)
-    step = make_train_step(CONFIG, Diffusion().build(VOCABULARY), optimizer, seed=0)
     before = TrainState.create(broken, optimizer)
-    after, metrics = jax.jit(step)(before, batch)
+    after, metrics = _step(Diffusion(), optimizer)(before, batch)
     jax.tree.map(np.testing.assert_array_equal, after.parameters, before.parameters)
     jax.tree.map(np.testing.assert_array_equal, after.optimizer_state, before.optimizer_state)
     assert (int(after.step), int(after.skipped), float(metrics["finite"])) == (1, 1, 0.0)
@@ -172,9 +179,9 @@ def test_dropout_is_a_function_of_seed_and_step(parameters):
 
 
 def test_importance_sampling_learns_its_table_and_saves_it(parameters):
-    objective = Diffusion(time_sampling="importance", pairing="single").build(VOCABULARY)
-    step = jax.jit(make_train_step(CONFIG, objective, SGD, seed=0))
-    state = TrainState.create(parameters, SGD, objective.init_time_state())
+    objective = Diffusion(time_sampling="importance", pairing="single")
+    step = _step(objective, SGD)
+    state = TrainState.create(parameters, SGD, objective.build(VOCABULARY).init_time_state())
     batch = _batch([[e] for e in enumerate(_examples([14, 9, 11, 12]))], 16)
     state, _ = step(state, batch)
     assert float(state.time_state.observations.sum()) == 4
