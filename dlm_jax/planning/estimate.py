@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import math
 
-from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel.accelerators import Accelerator
+from dlm_jax.planning.kept_values import kept_width
+from dlm_jax.planning.links import ring_directions
 from dlm_jax.planning.request import TrainingStep
 from dlm_jax.planning.roofline import step_flops
 from dlm_jax.planning.topologies import Topology
@@ -45,10 +46,10 @@ class Machine:
         accelerator = topology.accelerator
         if accelerator is None:
             return None
-        axes = zip(topology.dimensions, topology.wrap) if topology.is_tpu else ()
-        directions = sum(1 + wraps for size, wraps in axes if size > 1)
+        sizes = topology.dimensions if topology.is_tpu else ()
+        directions = ring_directions(sizes, sizes, topology.wrap)
         devices = topology.chips * accelerator.devices_per_chip * topology.slices
-        return cls(accelerator, topology.slices, devices, max(1, directions))
+        return cls(accelerator, topology.slices, devices, directions)
 
 
 def state_bytes(request: TrainingStep) -> int:
@@ -78,24 +79,10 @@ def least_bytes(request: TrainingStep, state: float, devices: int) -> float:
     data, fsdp, tensor = request.mesh.shape(devices)
     parameters = config.num_parameters() / (fsdp * tensor)
     tokens = request.rows * request.length / request.accumulation / (data * fsdp)
-    kept = tokens * config.num_layers * _kept_bytes(config, tensor)
+    width = _WIDTHS[config.dtype]
+    kept = tokens * config.num_layers * width * kept_width(config, tensor)
     sums = 4.0 * parameters if request.accumulation > 1 else 0.0
-    return state / (fsdp * tensor) + sums + max(kept, _WIDTHS[config.dtype] * parameters)
-
-
-def _kept_bytes(config: EncoderConfig, tensor: int) -> float:
-    """Bytes for each token that a layer keeps for its backward pass, at least."""
-    width, policy = config.embed_dim, config.remat_policy
-    sizes = {
-        "qkv": 3 * width / tensor,
-        "attention_context": width / tensor,
-        "attention_out": width,
-        "mlp_up": config.mlp_dim / tensor,
-    }
-    # 'none' keeps more than 'minimal'; how much more is up to the compiler.
-    named = {"full": (), "dots": ("qkv", "attention_out", "mlp_up")}
-    names = named.get(policy, tuple(sizes)) if isinstance(policy, str) else policy
-    return _WIDTHS[config.dtype] * (width + sum(sizes.get(name, 0.0) for name in names))
+    return state / (fsdp * tensor) + sums + max(kept, width * parameters)
 
 
 def estimated_seconds(request: TrainingStep, machine: Machine) -> float:

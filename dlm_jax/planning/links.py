@@ -47,10 +47,6 @@ class Links:
     def directions(self, group: np.ndarray) -> int:
         """Link directions that rings over a group keep busy at each of its chips; at least 1.
 
-        A group sends along the axes in which its chips differ. An axis that it fills, and whose
-        ends are joined, gives both directions. An open row gives one: a ring laid through it goes
-        out over one link direction and must come back over the other.
-
         Args:
             group: numbers of devices [devices], those of one domain.
         """
@@ -58,5 +54,20 @@ class Links:
             return 1
         chips = np.array([self.coordinates[device] for device in group])
         spread = [len(set(column)) for column in chips.T]
-        axes = zip(spread, self.dimensions, self.wrap)
-        return max(1, sum(1 + (wraps and n == size) for n, size, wraps in axes if n > 1))
+        return ring_directions(spread, self.dimensions, self.wrap)
+
+
+def ring_directions(spread: Sequence[int], dimensions: Sequence[int], wrap: Sequence[bool]) -> int:
+    """Link directions that rings over a block of chips keep busy at each of them; at least 1.
+
+    A block sends along the axes in which its chips differ. An axis that it fills, and whose ends
+    are joined, gives both directions. An open row gives one: a ring laid through it goes out over
+    one link direction and must come back over the other.
+
+    Args:
+        spread: chips of the block along each axis; empty where there is no torus.
+        dimensions: chips of the slice along each axis.
+        wrap: which of these axes are rings.
+    """
+    axes = zip(spread, dimensions, wrap)
+    return max(1, sum(1 + (wraps and n == size) for n, size, wraps in axes if n > 1))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel.accelerators import Accelerator
 from dlm_jax.planning.collectives import Collective
+from dlm_jax.planning.kept_values import recomputed_flops
 from dlm_jax.planning.request import Request, SamplingStep
 
 
@@ -66,25 +66,6 @@ def step_flops(request: Request) -> Flops:
     tokens = request.rows * length
     model = 3 * tokens * config.flops_per_token(length, head_fraction=request.head_fraction)
     return Flops(model, model + tokens * config.num_layers * recomputed_flops(config, length))
-
-
-def recomputed_flops(config: EncoderConfig, length: int) -> float:
-    """Operations that the backward pass repeats, for each token of a row and each layer."""
-    policy, width = config.remat_policy, config.embed_dim
-    attention = 4.0 * length * width
-    products = {
-        "qkv": 6.0 * width**2,
-        "attention_context": attention,
-        "attention_out": 2.0 * width**2,
-        "mlp_up": 2.0 * width * config.mlp_dim,
-        "mlp_down": 2.0 * width * config.mlp_dim,
-    }
-    if not isinstance(policy, str):
-        return sum(cost for name, cost in products.items() if name not in policy)
-    # Under 'minimal' the context is kept and the probabilities are not: half of attention.
-    return {"full": sum(products.values()), "dots": attention, "minimal": attention / 2}.get(
-        policy, 0.0
-    )
 
 
 def roofline(
