@@ -83,7 +83,7 @@ def compile_step(
     began = time.process_time()
     lowered, parameters, state = _lower(request, mesh)
     traced = time.process_time() - began
-    verdict = verdicts.ask(lowered, topology, compiler_options)
+    verdict = verdicts.ask(lowered, mesh, topology, compiler_options)
     sent: tuple[Collective, ...] = ()
     if verdict.program:
         rounds = expected_head_rounds(request, mesh.shape)

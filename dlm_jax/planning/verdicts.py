@@ -57,8 +57,9 @@ class Verdict:
 class Verdicts:
     """A folder of verdicts, each under a name made of all that the compiler is given.
 
-    That is the lowered program, the topology, the compiler's release and its settings; so a verdict
-    is never used for another program, and a change of the code that matters compiles anew.
+    That is the lowered program, the devices that its partitions run on, the topology, the
+    compiler's release and its settings; so a verdict is never used for another program, and a
+    change of the code that matters compiles anew.
 
     Attributes:
         folder: where they are kept, made when the first one is; None keeps nothing.
@@ -66,11 +67,24 @@ class Verdicts:
 
     folder: Path | None = None
 
-    def ask(self, lowered: jax.stages.Lowered, topology: Topology, options: Options) -> Verdict:
-        """The verdict on a program for a topology: the kept one, or a new one, which is kept."""
+    def ask(
+        self,
+        lowered: jax.stages.Lowered,
+        mesh: jax.sharding.Mesh,
+        topology: Topology,
+        options: Options,
+    ) -> Verdict:
+        """The verdict on a program: the kept one, or a new one, which is kept.
+
+        Args:
+            lowered: the program.
+            mesh: of the devices that it was lowered for.
+            topology: what they belong to.
+            options: of XLA.
+        """
         if self.folder is None:
             return compiled_verdict(lowered, options)
-        path = self.folder / f"{_name(lowered, topology, options)}.json.gz"
+        path = self.folder / f"{_name(lowered, mesh, topology, options)}.json.gz"
         verdict = _read(path)
         if verdict is None:
             verdict = compiled_verdict(lowered, options)
@@ -96,8 +110,12 @@ def compiled_verdict(lowered: jax.stages.Lowered, options: Options) -> Verdict:
     return Verdict(memory.peak_memory_in_bytes, None, program, time.process_time() - began)
 
 
-def _name(lowered: jax.stages.Lowered, topology: Topology, options: Options) -> str:
-    settings = [topology.name, topology.slices, sorted((options or {}).items())]
+def _name(
+    lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, topology: Topology, options: Options
+) -> str:
+    # The text numbers partitions; which device is which decides what is sent over which links.
+    order = [device.id for device in mesh.devices.flat]
+    settings = [topology.name, topology.slices, order, sorted((options or {}).items())]
     releases = [_release(name) for name in _COMPILERS[topology.family.platform]]
     environment = [os.environ.get(name) for name in _SETTINGS]
     digest = hashlib.sha256(json.dumps([settings, releases, environment]).encode())

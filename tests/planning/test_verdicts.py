@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.planning import verdicts as module
 from dlm_jax.planning.topologies import Topology
 from dlm_jax.planning.verdicts import Verdicts
@@ -16,16 +17,17 @@ from dlm_jax.planning.verdicts import Verdicts
 CPU = Topology.parse("cpu:1")
 
 
-def lowered(factor: float) -> jax.stages.Lowered:
-    return jax.jit(lambda x: factor * x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
+def question(factor: float = 2.0, topology=CPU, options=None):
+    program = jax.jit(lambda x: factor * x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
+    return program, make_mesh(MeshConfig(), jax.devices()[:1]), topology, options
 
 
 def test_a_program_is_compiled_once(tmp_path, monkeypatch) -> None:
     kept = Verdicts(tmp_path / "plans")
-    first = kept.ask(lowered(2.0), CPU, None)
+    first = kept.ask(*question())
     assert first.peak_bytes and first.program.startswith("HloModule") and not first.kept
     monkeypatch.setattr(module, "compiled_verdict", lambda *_: pytest.fail("compiled again"))
-    again = kept.ask(lowered(2.0), CPU, None)
+    again = kept.ask(*question())
     assert again.kept
     assert (again.peak_bytes, again.program) == (first.peak_bytes, first.program)
     assert again.cpu_seconds == first.cpu_seconds
@@ -34,15 +36,39 @@ def test_a_program_is_compiled_once(tmp_path, monkeypatch) -> None:
 def test_what_the_compiler_is_given_makes_the_name(tmp_path, monkeypatch) -> None:
     kept = Verdicts(tmp_path)
     asked = [
-        (lowered(2.0), CPU, None),
-        (lowered(3.0), CPU, None),
-        (lowered(2.0), Topology.parse("cpu:2"), None),
-        (lowered(2.0), CPU, {"xla_cpu_enable_fast_math": True}),
+        question(),
+        question(3.0),
+        question(topology=Topology.parse("cpu:2")),
+        question(options={"xla_cpu_enable_fast_math": True}),
     ]
-    assert not any(kept.ask(*question).kept for question in asked)
-    assert all(kept.ask(*question).kept for question in asked)
+    assert not any(kept.ask(*each).kept for each in asked)
+    assert all(kept.ask(*each).kept for each in asked)
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_min_max=true")
     assert not kept.ask(*asked[0]).kept
+
+
+ORDERS = """
+import json, pathlib, tempfile
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from dlm_jax.planning.topologies import Topology
+from dlm_jax.planning.verdicts import Verdicts
+
+devices, texts, known = np.array(jax.devices()).reshape(4, 2), [], []
+verdicts = Verdicts(pathlib.Path(tempfile.mkdtemp()))
+for order in (devices, devices[::-1], devices):
+    mesh = Mesh(order, ("data", "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec("data", "fsdp"))
+    leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=rows)
+    program = jax.jit(lambda x: x @ x.T, out_shardings=rows).lower(leaf)
+    texts.append(program.as_text())
+    known.append(verdicts.ask(program, mesh, Topology.parse("cpu:8"), None).kept)
+print(json.dumps({"same": len(set(texts)) == 1, "known": known}))
+"""
+
+
+def test_the_same_program_on_devices_in_another_order_is_another_question(on_eight_devices) -> None:
+    assert on_eight_devices(ORDERS) == {"same": True, "known": [False, False, True]}
 
 
 # `ids` and no time in the archive: both of pytest-xdist's workers must collect the same names.
@@ -53,17 +79,17 @@ def test_what_the_compiler_is_given_makes_the_name(tmp_path, monkeypatch) -> Non
 )
 def test_a_damaged_verdict_is_asked_for_again(tmp_path, damage) -> None:
     kept = Verdicts(tmp_path)
-    kept.ask(lowered(2.0), CPU, None)
+    kept.ask(*question())
     [path] = tmp_path.iterdir()
     other = gzip.compress(json.dumps({"written_by": "another release"}).encode())
     path.write_bytes(other if damage is None else damage)
-    assert not kept.ask(lowered(2.0), CPU, None).kept
-    assert kept.ask(lowered(2.0), CPU, None).kept
+    assert not kept.ask(*question()).kept
+    assert kept.ask(*question()).kept
 
 
 def test_nothing_is_kept_without_a_folder() -> None:
-    assert not Verdicts().ask(lowered(2.0), CPU, None).kept
-    assert not Verdicts().ask(lowered(2.0), CPU, None).kept
+    assert not Verdicts().ask(*question()).kept
+    assert not Verdicts().ask(*question()).kept
 
 
 @pytest.mark.parametrize(
