@@ -262,10 +262,18 @@ class GenerationEvaluator:
             if not task.plain_text
         }
 
-    @property
-    def needs_finished_run(self) -> bool:
-        """Whether it decodes with a length predictor, which belongs to the weights of a run."""
-        return self.canvas == "predicted"
+    def check_before_training(self) -> None:
+        """Refuses to decode with a length predictor, which belongs to the weights of a run.
+
+        Raises:
+            UserError: the canvas is predicted.
+        """
+        if self.canvas == "predicted":
+            raise UserError(
+                f"{type(self).__name__}.canvas is 'predicted', but a length predictor is made "
+                "for a finished run: evaluate with another canvas while it trains, and with this "
+                "one by dlm length and dlm eval"
+            )
 
     def resolved(self, config: EncoderConfig) -> Self:
         """The same for a model, with what was left to it filled in.

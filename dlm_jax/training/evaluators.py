@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
-from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dlm_jax.data.vocabularies import Vocabulary
@@ -43,12 +42,15 @@ class ModelDependent(Protocol):
 
 
 @runtime_checkable
-class AfterTraining(Protocol):
-    """An evaluator that may need what is only made of a finished run."""
+class TrainingDependent(Protocol):
+    """An evaluator some of whose settings are not for a run that is being trained."""
 
-    @property
-    def needs_finished_run(self) -> bool:
-        """Whether it does."""
+    def check_before_training(self) -> None:
+        """Called before a run is trained whose steps it is to measure.
+
+        Raises:
+            UserError: it needs what such a run does not have, and says what.
+        """
         ...
 
 
@@ -64,15 +66,11 @@ def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> 
 
 
 def check_before_training(evaluators: Sequence[Evaluator]) -> None:
-    """Stops a run that would wait for what is made of its end.
+    """Stops a run whose evaluators need what it does not have while it is trained.
 
     Raises:
-        UserError: an evaluator needs a finished run.
+        UserError: an evaluator says so.
     """
     for evaluator in evaluators:
-        if isinstance(evaluator, AfterTraining) and evaluator.needs_finished_run:
-            raise UserError(
-                f"{type(evaluator).__name__}.canvas is 'predicted', but a length predictor is made "
-                "for a finished run: evaluate with another canvas while it trains, and with this "
-                "one by dlm length and dlm eval"
-            )
+        if isinstance(evaluator, TrainingDependent):
+            evaluator.check_before_training()

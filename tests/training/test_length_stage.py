@@ -139,6 +139,17 @@ def test_a_run_is_not_evaluated_on_predicted_canvases_while_it_trains() -> None:
     check_evaluators([GenerationEvaluator(canvas="predicted")], CONFIG)
 
 
+def test_an_evaluator_says_itself_what_a_run_lacks_while_it_trains() -> None:
+    class OfTheAverage(LikelihoodEvaluator):
+        """Has a need of its own, which no other module knows of."""
+
+        def check_before_training(self) -> None:
+            raise UserError("OfTheAverage needs the averages of a finished run")
+
+    with pytest.raises(UserError, match="^OfTheAverage needs the averages of a finished run$"):
+        check_before_training([GenerationEvaluator(), OfTheAverage()])
+
+
 SHARDED = """
 import jax, json, numpy as np, optax
 from flax import nnx
