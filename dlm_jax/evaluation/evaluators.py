@@ -311,7 +311,7 @@ class GenerationEvaluator:
             step: of the parameters.
             name: under which predictions are kept; None = that of the task.
             watch: wraps the function that answers a batch, given the examples. In a run of several
-                processes each then sees all of them.
+                processes each answers some of the batches.
 
         Returns:
             The figures.
@@ -333,7 +333,6 @@ class GenerationEvaluator:
             split=self.split,
             batch_size=self.batch_size,
             seed=self.seed,
-            shared=watch is None,
         )
         spoilt = sum(_spoilt(example, model.vocabulary) for example in examples)
         unwritable = {"unwritable_targets": spoilt / len(examples)} if spoilt else {}

@@ -144,7 +144,6 @@ def _generate_all(
     batch_size: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
-    shared: bool,
 ) -> list[_Answer]:
     """Answers the examples in batches of similar length; results are in the order given."""
     order = sorted(
@@ -184,7 +183,7 @@ def _generate_all(
     from dlm_jax.parallel import multihost  # imports JAX
 
     batches = list(_batches(order, batch_size))
-    found = multihost.share_out("answers", batches, answer) if shared else map(answer, batches)
+    found = multihost.share_out("answers", batches, answer)
     answers = {
         i: _Answer(*fields)
         for chosen, batch in zip(batches, found)
@@ -302,10 +301,10 @@ def evaluate_generation(
     batch_size: int = 32,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    shared: bool = True,
 ) -> dict[str, float]:
     """Generates an answer to every example, judges them, and keeps each prediction.
 
+    The processes of a run divide the batches between them; the result is the same on all.
     Batches hold examples of similar length, since a row's answer does not depend on its
     neighbours. Predictions go to `predictions_path(run_dir, task, step, canvas, split)` in the
     order of `examples`, with the fields index, input, target, prediction, score, nfe, seed, split,
@@ -331,8 +330,6 @@ def evaluate_generation(
       seed: of the random numbers of generation.
       progress: called with (examples that this process has done, examples in all) after each
         batch.
-      shared: whether the processes of a run divide the batches between them; else each answers
-        all. The result is the same.
 
     Returns:
       The figures of the metrics with their spread (see `judge`), `score` (mean log-probability,
@@ -355,7 +352,6 @@ def evaluate_generation(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
-        shared=shared,
     )
     targets = [example.targets for example in examples]
 

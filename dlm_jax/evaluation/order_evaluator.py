@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ from dlm_jax.evaluation.reasoning_order import (
 )
 from dlm_jax.evaluation.run_records import VERDICTS
 from dlm_jax.models.encoder import Encoder
+from dlm_jax.parallel import multihost
 from dlm_jax.sampling.trace import Trace, reveal_steps
 from dlm_jax.sampling.trace_page import trace_html
 
@@ -97,12 +99,14 @@ class ReasoningOrderEvaluator(GenerationEvaluator):
             name = f"{task.name}/{NAME}"
             watcher = _Watcher(model, evaluator, task)
             figures = evaluator.measure(model, task, folder, step, name=name, watch=watcher.watch)
+            watcher.share()
             prefix = "oracle_" if evaluator.canvas == "oracle" else ""
             judged = {f"{prefix}{key}": value for key, value in watcher.figures().items()}
             results[f"eval/{name}"] = {**figures, **judged}
-            records = predictions_path(folder.path, name, step, evaluator.canvas, self.split)
-            page = records.with_suffix(".html").name
-            RunFolder(records.parent).write_text(page, watcher.page())
+            if multihost.is_main():
+                path = predictions_path(folder.path, name, step, evaluator.canvas, self.split)
+                page = path.with_suffix(".html").name
+                RunFolder(path.parent).write_text(page, watcher.page())
         return results
 
     def _knows_graphs(self, task: Task) -> bool:
@@ -117,7 +121,10 @@ def _graph(target: str | Sequence[str]) -> DependencyGraph | None:
 
 
 class _Watcher:
-    """Traces the answers of a task and keeps their orders."""
+    """Traces the answers of a task and keeps their orders.
+
+    Of several processes each traces those that it gives; the first batch is of process 0.
+    """
 
     def __init__(
         self, model: DiffusionLanguageModel, evaluator: ReasoningOrderEvaluator, task: Task
@@ -176,8 +183,17 @@ class _Watcher:
         self._answers[row] = (revealed, order)
         return record_of(revealed, order)
 
+    def share(self) -> None:
+        """Takes over the answers that were watched on other processes; all must call it."""
+        own = [[row, *dataclasses.astuple(text)] for row, (text, _) in self._answers.items()]
+        for others in multihost.exchange("orders", json.dumps(own)):
+            for row, text, pieces, drawn in json.loads(others):
+                if row not in self._answers:
+                    places = [(begin, end, step) for begin, end, step in pieces]
+                    self._judge(row, RevealedText(text, places, tuple(drawn)))
+
     def figures(self) -> dict[str, float]:
-        """Figures of `order_figures`, over the answers that were watched."""
+        """Figures of `order_figures`, over the answers of all processes."""
         rows = list(self._examples)
         return order_figures([self._answers[row][1] for row in rows], self._right(rows))
 

@@ -196,6 +196,10 @@ def parrot(prompt: str, sureness: dict[int, float] | None = None) -> Parrot:
 
 @pytest.fixture(scope="module")
 def task() -> TextTask:
+    return toy_task()
+
+
+def toy_task() -> TextTask:
     return register_task(
         "order_v1.toy",
         splits={"train": lambda: [{}], "validation": lambda: [{} for _ in range(400)]},
