@@ -3,8 +3,8 @@ MGSM (Shi et al. 2022, arXiv 2210.03057).
 
 Read from the folders `gsm8k` (`train.jsonl`, `test.jsonl`) and `mgsm` (`mgsm_en.tsv`, …) under
 DLM_DATA_DIR, each file gzipped or not. The worked demonstrations of MGSM's authors, in the language
-of the question, are in their file `exemplars.py`, put beside the others. `…_shot_english` needs no
-such file: its demonstrations are of GSM8K's train set, of which MGSM holds nothing.
+of the question, are in their file `exemplars.py`, put beside the others. `…_english_<k>_shot` needs
+no such file: its demonstrations are of GSM8K's train set, of which MGSM holds nothing.
 """
 
 from __future__ import annotations
@@ -106,10 +106,9 @@ def _register_mgsm(language: str) -> None:
     asked = f"{opening} {{question}} {answer}"
     for shots in SHOTS:
         for suffix, pool in pools.items():
-            if not shots and suffix:
-                continue
+            plain = not (shots or suffix)
             register_task(
-                f"mgsm_v1.{language}" + (f"_{shots}_shot{suffix}" if shots else ""),
+                f"mgsm_v1.{language}{suffix}" + ("" if plain else f"_{shots}_shot"),
                 splits=with_demonstrations(
                     splits, pool, shots, identity="{question}", in_order=not suffix
                 ),

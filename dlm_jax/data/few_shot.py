@@ -18,7 +18,7 @@ from dlm_jax.errors import UserError
 DEMONSTRATIONS = "demonstrations"
 """Key of a record that holds its demonstrations, themselves records."""
 
-_SHOT = re.compile(r"_\d+_shot(?![^_])")
+_SHOT = re.compile(r"_\d+_shot$")
 
 Records = Callable[[], Iterable[Record]]
 
@@ -96,24 +96,21 @@ def few_shot_prompt(
 def name_with_shots(name: str, shots: int) -> str:
     """Returns the registered task that is `name` with so many demonstrations.
 
-    Such names end in `_<k>_shot`, or hold it before what tells pools apart
-    (`mgsm_v1.de_3_shot_english`). Without demonstrations it is `…_0_shot` where that is registered,
+    Such names end in `_<k>_shot`. Without demonstrations it is `…_0_shot` where that is registered,
     for prompts of one wording, and else the plain name.
 
     Args:
-      name: a task, with or without `_<k>_shot` in its name.
+      name: a task, with or without `_<k>_shot` at the end of its name.
       shots: demonstrations.
 
     Raises:
       UserError: no such task is registered.
     """
-    found = _SHOT.search(name)
-    stem, pool = (name[: found.start()], name[found.end() :]) if found else (name, "")
-    known = list_tasks()
-    for candidate in (f"{stem}_{shots}_shot{pool}", *(() if shots else (stem,))):
+    stem, known = _SHOT.sub("", name), list_tasks()
+    for candidate in (f"{stem}_{shots}_shot", *(() if shots else (stem,))):
         if candidate in known:
             return candidate
-    alike = re.compile(rf"{re.escape(stem)}_(\d+)_shot{re.escape(pool)}")
+    alike = re.compile(rf"{re.escape(stem)}_(\d+)_shot")
     there = sorted(int(same[1]) for other in known if (same := alike.fullmatch(other)))
     offered = ", ".join(map(str, there)) if there else "none"
     raise UserError(

@@ -240,8 +240,8 @@ def test_shots_are_an_axis(tmp_path, models, monkeypatch) -> None:
     ("name", "shots", "expected"),
     [
         ("mgsm_v1.de", 3, "mgsm_v1.de_3_shot"),
-        ("mgsm_v1.de_1_shot_english", 3, "mgsm_v1.de_3_shot_english"),
-        ("mgsm_v1.de_1_shot_english", 0, "mgsm_v1.de"),
+        ("mgsm_v1.de_english_1_shot", 3, "mgsm_v1.de_english_3_shot"),
+        ("mgsm_v1.de_english_1_shot", 0, "mgsm_v1.de_english_0_shot"),
         ("iwslt14_v1.de_en", 0, "iwslt14_v1.de_en_0_shot"),
         ("iwslt14_v1.de_en_2_shot", 1, "iwslt14_v1.de_en_1_shot"),
         ("mmlu_v1.all", 5, "mmlu_v1.all_5_shot"),

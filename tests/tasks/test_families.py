@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ K_SHOT = [
     for name in TASKS
     if "_shot" in name
     and "_0_shot" not in name
-    and (not name.endswith("_english") or name.startswith("mgsm_v1.de"))
+    and ("_english_" not in name or name.startswith("mgsm_v1.de"))
 ]
 real = pytest.mark.skipif("DLM_DATA_DIR" not in os.environ, reason="DLM_DATA_DIR is not set")
 
@@ -84,7 +85,7 @@ def first(name: str, split: str, count: int = 1) -> list[tuple[str, str]]:
 def readable(name: str, data: Path) -> bool:
     """Whether the toy folder has what a task reads; real files come from DLM_DATA_DIR."""
     dataset, what = name.split("_v")[0], name.partition(".")[2]
-    if what.endswith("_english"):
+    if "_english_" in what:
         return (data / "gsm8k").is_dir()
     if dataset == "bbh":
         return (data / "bbh/snarks.json.gz").exists()
@@ -148,6 +149,10 @@ def test_no_example_demonstrates_itself(
     assert seen >= 1
 
 
+def test_names_of_demonstrations_end_alike() -> None:
+    assert [name for name in NAMES if "shot" in name and not re.search(r"_\d+_shot$", name)] == []
+
+
 @real
 def test_no_question_of_a_test_is_trained_on_or_demonstrates_another() -> None:
     """MGSM holds questions of GSM8K's test set; demonstrations of both are of its train set."""
@@ -160,7 +165,7 @@ def test_no_question_of_a_test_is_trained_on_or_demonstrates_another() -> None:
     assert len(trained) == 7473 and len(tested) == 1319 and not trained & tested
     english = questions("mgsm_v1.en", "test")
     assert len(english) == 250 and english < tested
-    for name in ("gsm8k_v1.worked_3_shot", "mgsm_v1.de_3_shot_english"):
+    for name in ("gsm8k_v1.worked_3_shot", "mgsm_v1.de_english_3_shot"):
         for record in itertools.islice(task(name).splits["test"](), 100):
             shown = {" ".join(one["question"].split()) for one in record[DEMONSTRATIONS]}
             assert len(shown) == 3 and shown <= trained
@@ -320,7 +325,7 @@ def test_gsm8k_demonstrations_are_worked(data: Path) -> None:
     ((inputs, target),) = first("gsm8k_v1.worked_3_shot", "test")
     assert inputs.count("Step-by-Step Answer:") == 4 and inputs.count("The answer is ") == 3
     assert inputs.endswith("Step-by-Step Answer:") and target.endswith("The answer is 18.")
-    ((inputs, target),) = first("mgsm_v1.fr_1_shot_english", "test")
+    ((inputs, target),) = first("mgsm_v1.fr_english_1_shot", "test")
     assert inputs.startswith("Question: ") and "\n\nQuestion : Les canes de Janet" in inputs
     assert inputs.endswith("Réponse étape par étape :") and target == "18"
 
