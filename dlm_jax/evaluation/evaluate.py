@@ -13,7 +13,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.models.encoder import from_parameters
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
-from dlm_jax.training.evaluators import Evaluator, check_evaluators
+from dlm_jax.training.evaluators import Evaluator, check_evaluators, check_figures
 from dlm_jax.training.metrics import append_metrics
 from dlm_jax.training.sharding import placed_parameters
 
@@ -30,7 +30,7 @@ def evaluate(
 
     Args:
         run_dir: folder of the run.
-        evaluators: what to measure.
+        evaluators: what to measure; no two of them the same of a task, such as its answers.
         step: of the checkpoint; None = the newest.
         mesh: how devices are arranged, for a model that one alone cannot hold; None = the first
             device.
@@ -48,6 +48,7 @@ def evaluate(
     model = find_model(run_dir, step=step)
     config, reached = model.description.config, model.step or 0
     check_evaluators(evaluators, config)
+    check_figures(evaluators, model.description)
     results: dict[str, dict[str, float]] = {}
     devices = jax.local_devices() if mesh else jax.local_devices()[:1]
     device_mesh = make_mesh(mesh or MeshConfig(), devices)

@@ -116,6 +116,10 @@ class LikelihoodEvaluator:
             for task in chosen_tasks(self.task, description)
         }
 
+    def measures(self, description: ModelDescription) -> list[str]:
+        """Its likelihood of each task."""
+        return [f"likelihood of {task.name}" for task in chosen_tasks(self.task, description)]
+
     def nelbo(
         self,
         denoiser: Encoder,
@@ -261,6 +265,12 @@ class GenerationEvaluator:
             for task in chosen_tasks(self.task, description)
             if not task.plain_text
         }
+
+    def measures(self, description: ModelDescription) -> list[str]:
+        """Its answers to each task; those of the reference's length have figures of their own."""
+        kind = "answers of oracle length" if self.canvas == "oracle" else "answers"
+        tasks = chosen_tasks(self.task, description)
+        return [f"{kind} to {task.name}" for task in tasks if not task.plain_text]
 
     def check_before_training(self) -> None:
         """Refuses to decode with a length predictor, which belongs to the weights of a run.

@@ -109,6 +109,10 @@ class ReasoningOrderEvaluator(GenerationEvaluator):
                 RunFolder(path.parent).write_text(page, watcher.page())
         return results
 
+    def measures(self, description: ModelDescription) -> list[str]:
+        """The order of its answers to each task."""
+        return [f"order of {what}" for what in super().measures(description)]
+
     def _knows_graphs(self, task: Task) -> bool:
         if task.plain_text:
             return False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
+from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dlm_jax.data.vocabularies import Vocabulary
@@ -52,6 +53,34 @@ class TrainingDependent(Protocol):
             UserError: it needs what such a run does not have, and says what.
         """
         ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """An evaluator whose figures can be told from those of others before it runs."""
+
+    def measures(self, description: ModelDescription) -> Sequence[str]:
+        """What it gives the figures of, in words; no two evaluators may share one."""
+        ...
+
+
+def check_figures(evaluators: Sequence[Evaluator], description: ModelDescription) -> None:
+    """Stops a run in which an evaluator would write over the figures of another.
+
+    Raises:
+        UserError: two evaluators give figures of the same names.
+    """
+    owners: dict[str, str] = {}
+    for evaluator in evaluators:
+        name = type(evaluator).__name__
+        for what in evaluator.measures(description) if isinstance(evaluator, Measuring) else ():
+            if what in owners:
+                raise UserError(
+                    f"{owners[what]} and {name} both measure the {what}, and the figures of the "
+                    "second would replace those of the first: keep one of them, and compare "
+                    "settings by dlm sweep"
+                )
+            owners[what] = name
 
 
 def check_evaluators(evaluators: Sequence[Evaluator], config: EncoderConfig) -> None:

@@ -17,7 +17,12 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import multihost
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.parallel.rules import ShardingRules, use_rules
-from dlm_jax.training.evaluators import Evaluator, check_before_training, check_evaluators
+from dlm_jax.training.evaluators import (
+    Evaluator,
+    check_before_training,
+    check_evaluators,
+    check_figures,
+)
 from dlm_jax.training.feed import HostData
 from dlm_jax.training.loop import Cadence
 from dlm_jax.training.objectives import (
@@ -104,7 +109,8 @@ def train(
         mesh: how devices are arranged.
         sharding: which mesh axes split which axes of parameters and activations.
         checkpoints: when to save and what to keep.
-        evaluators: run every `evaluate_every` steps and after the last.
+        evaluators: run every `evaluate_every` steps and after the last; no two of them may measure
+            the same of a task, such as its answers, because their figures have the same names.
         evaluate_every: 0 = only after the last step.
         log_every: steps between two lines of metrics.
         on_nonfinite: what to do about a loss or gradient that is not finite.
@@ -151,10 +157,12 @@ def train(
         built = _checked_objective(objective, start, length)
         check_evaluators(evaluators, start.config)
         check_before_training(evaluators)
+        description = ModelDescription(start.config, task, length, start.origin)
+        check_figures(evaluators, description)
         device_mesh = make_mesh(mesh)
         run = Run(
             folder=folder,
-            description=ModelDescription(start.config, task, length, start.origin),
+            description=description,
             vocabulary=start.vocabulary,
             notes=start.notes,
             cadence=cadence,
