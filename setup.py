@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# There is no Python in `gin_configs/`, and a job script in `launch/`: the wheel needs both.
+# Gin files and job files, which are no Python: the wheel needs them as well.
 PACKAGE_DIRECTORIES = {
     "dlm_jax": "dlm_jax",
     "dlm_jax.tasks": "tasks",
@@ -70,7 +70,7 @@ setup(
     package_data={
         "dlm_jax": ["py.typed"],
         "dlm_jax.gin_configs": ["**/*.gin", "*.gin"],
-        "dlm_jax.launch": ["*.sbatch"],
+        "dlm_jax.launch": ["*.sbatch", "*.yaml"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

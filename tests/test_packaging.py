@@ -70,6 +70,7 @@ def test_the_wheel_holds_every_source_file_and_nothing_else(wheel: Path, tree: P
         | files("tasks", "dlm_jax/tasks", "*.py")
         | files("launch", "dlm_jax/launch", "*.py")
         | files("launch", "dlm_jax/launch", "*.sbatch")
+        | files("launch", "dlm_jax/launch", "*.yaml")
         | files("gin_configs", "dlm_jax/gin_configs", "*.py")
         | files("gin_configs", "dlm_jax/gin_configs", "*.gin")
         | {"dlm_jax/py.typed"}

@@ -119,6 +119,22 @@ class RunFolder:
         """File of one evaluation's predictions."""
         return self.path / "eval" / task / f"{step}.jsonl"
 
+    def make(self) -> None:
+        """Makes the folder, and finds out whether it can be written to.
+
+        Raises:
+            UserError: it cannot.
+        """
+        probe = self.path / f".probe.{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            # A file of that name is no folder, however the system words it.
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise UserError(f"run folder {self.path} cannot be written: {reason}") from error
+
     def write_text(self, name: str, text: str) -> None:
         """Replaces a small file atomically; a killed process leaves the old one."""
         self.path.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,7 @@ def _run(arguments: list[str]) -> int:
     from dlm_jax.parallel.host_memory import keep_freed_memory
     from dlm_jax.parallel.tpu_machine import keep_libtpu_quiet
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow's greetings, not its warnings
     keep_libtpu_quiet(os.environ)
     keep_freed_memory()  # must precede the threads of JAX, which a verb may start
     module = importlib.import_module(f"dlm_jax.cli.{VERBS[verb][0]}")

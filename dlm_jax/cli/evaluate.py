@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Checks the configuration, records it, and evaluates.
+    """Checks the configuration, evaluates, and records what the figures were measured with.
 
     The modules that the run was trained with are imported again, so its tasks are known.
     """
     from dlm_jax import config
+    from dlm_jax.checkpoints.run_folder import RunFolder
     from dlm_jax.evaluation.run_records import SPREADS
 
     folder = Path(arguments.run_dir)
@@ -39,8 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
     trained = folder / "config.gin"
     modules = config.imported_modules(trained) if trained.is_file() else []
     checked = load_config(arguments, "evaluate", arguments.gin_file or [DEFAULT_FILE], modules)
-    config.record(checked, folder, "eval.gin")
+    RunFolder(folder).make()
     results = checked.call(run_dir=arguments.run_dir)
+    config.record(checked, folder, "eval.gin")
     for split, figures in results.items():
         print(split)
         for name, value in figures.items():

@@ -51,6 +51,13 @@ def parse(
         raise UserError(
             f"dlm {verb}: {unknown[0]} belongs to no flag; a text with spaces needs quotes"
         )
+    for name in ("run_dir", "output"):
+        folder = getattr(known, name, None)
+        if folder is not None and "://" in folder:
+            raise UserError(
+                f"--{name}={folder} is no folder of this machine: mount the bucket (gcsfuse, s3fs) "
+                "and name the folder where it appears"
+            )
     return known
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,9 @@ def _planner(arguments: argparse.Namespace) -> Callable[[Request, Topology], Pla
 
 
 def _progress(line: str) -> None:
-    print(f"  {line}", file=sys.stderr, flush=True)
+    from dlm_jax.training.metrics import say
+
+    say(f"  {line}")
 
 
 def _training(request: Request) -> TrainingStep:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,8 @@ def summarise(results: dict[str, dict[str, dict[str, float]]], seconds: float) -
 
     tasks = {}
     for split, figures in results["tasks after"].items():
-        tasks[split.removeprefix("eval/")] = {
+        # Of test examples, which the summary is about.
+        tasks[split.removeprefix("eval/").partition("@")[0]] = {
             "before": results["tasks before"][split]["exact_match"],
             "exact_match": figures["exact_match"],
             "exact_match_se": figures["exact_match_se"],
@@ -166,4 +166,6 @@ def _trace(run_dir: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"\n== {text}", file=sys.stderr, flush=True)
+    from dlm_jax.training.metrics import say
+
+    say(f"\n== {text}")

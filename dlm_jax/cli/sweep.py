@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         RunError: a cell failed; the others were computed all the same.
     """
     from dlm_jax import config
+    from dlm_jax.checkpoints.run_folder import RunFolder
     from dlm_jax.evaluation.sweep import check_tasks
 
     if arguments.jobs < 1:
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.cell:
         _compute(sweep, _named(cells, arguments.cell))
         return
+    RunFolder(folder).make()
     config.record(checked, folder, RECORD)
     missing = [cell for cell in cells if sweep.result(cell) is None]
     if arguments.engine != "report":
@@ -162,4 +164,6 @@ def _report(sweep: Sweep) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    from dlm_jax.training.metrics import say
+
+    say(line)

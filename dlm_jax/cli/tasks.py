@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the verb."""
     parser.add_argument("action", choices=("list", "show"), help="what to print")
     parser.add_argument("name", nargs="?", help="task or mixture to show")
-    parser.add_argument("--vocabulary", metavar="PATH", help="tokenizer to show it with")
+    parser.add_argument("--vocabulary", metavar="PATH", help="tokenizer to show it with, or run")
     parser.add_argument("--split", help="split to show; the first one by default")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
     parser.add_argument("-n", type=int, default=5, metavar="EXAMPLES", help="examples to show (5)")
@@ -69,6 +69,8 @@ def _show(arguments: argparse.Namespace) -> None:
     from dlm_jax.data.preview import preview
     from dlm_jax.data.vocabularies import load_vocabulary
 
+    if arguments.n < 1:
+        raise UserError(f"-n is {arguments.n}, and must be 1 example or more")
     shown = preview(
         arguments.name,
         load_vocabulary(arguments.vocabulary),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from dlm_jax.config.operative import Config
@@ -31,9 +32,18 @@ def record(config: Config, run_dir: str | os.PathLike[str], name: str = "config.
         number = 1
         while (older := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
             number += 1
-        # A link first: at no moment is there a run without its configuration.
-        os.link(path, older)
+        # Beside it first: at no moment is there a run without its configuration.
+        _keep(path, older)
     draft = path.with_name(f".{name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Gives a file a second name; on file systems without links, such as a mounted bucket, a copy
+    has it."""
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)

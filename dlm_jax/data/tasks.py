@@ -6,6 +6,7 @@ metrics judge an answer. seqio's own tasks and mixtures are found by the same na
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -241,7 +242,31 @@ def get_task(name: str) -> Task | Mixture:
 
         return seqio_tasks.from_registry(name)
     hint = nearest(name, list_tasks())
-    raise UserError(f"Unknown task {name!r}{hint}; modules of tasks are imported with --import.")
+    module = _module_of(name)
+    where = (
+        f"it is in {module}: add --import={module}"
+        if module
+        else ("modules of tasks are imported with --import")
+    )
+    raise UserError(f"Unknown task {name!r}{'' if module else hint}; {where}.")
+
+
+def _module_of(name: str) -> str | None:
+    """The shipped module that would register a task of that name; nothing is left registered."""
+    kept, loaded = dict(_REGISTRY), set(sys.modules)
+    try:
+        for module in shipped_modules():
+            with contextlib.suppress(UserError):
+                _import_module(module)
+            if name in _REGISTRY:
+                return module
+        return None
+    finally:
+        _REGISTRY.clear()
+        _REGISTRY.update(kept)
+        for module in set(sys.modules) - loaded:
+            if module.startswith("dlm_jax.tasks."):
+                del sys.modules[module]
 
 
 def list_tasks() -> list[str]:

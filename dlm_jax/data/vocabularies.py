@@ -367,7 +367,7 @@ class ByteVocabulary(Vocabulary):
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
-    """Reads a vocabulary saved by `Vocabulary.save`, a Hugging Face folder, or a single file.
+    """Reads a vocabulary saved by `Vocabulary.save`, of a run or a Hugging Face folder, or a file.
 
     In a folder `vocabulary.json` is preferred, then `tokenizer.json`, a SentencePiece model and
     `vocab.txt`. A single file is told by its name: `*.json`, `*.model` or `*.txt`.
@@ -401,6 +401,8 @@ def _load_folder(folder: Path) -> Vocabulary:
             return SentencePieceVocabulary(folder / name)
     if (folder / "vocab.txt").exists():
         return TokenizersVocabulary.from_wordpieces(folder / "vocab.txt", _lowercase(folder))
+    if (folder / "vocabulary" / DESCRIPTION_FILE).exists():  # a run folder
+        return _load_saved(folder / "vocabulary")
     raise UserError(
         f"No vocabulary in {folder}: expected {DESCRIPTION_FILE}, tokenizer.json, "
         f"{_SENTENCEPIECE_FILES[0]} or vocab.txt."

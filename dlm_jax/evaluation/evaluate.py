@@ -13,7 +13,12 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.models.encoder import from_parameters
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
-from dlm_jax.training.evaluators import Evaluator, check_evaluators, check_figures
+from dlm_jax.training.evaluators import (
+    Evaluator,
+    check_evaluators,
+    check_figures,
+    recorded,
+)
 from dlm_jax.training.metrics import append_metrics
 from dlm_jax.training.sharding import placed_parameters
 
@@ -37,7 +42,8 @@ def evaluate(
         report: whether to rebuild `report.html`.
 
     Returns:
-        {split: figures}.
+        {split: figures}, where a split is `eval/<task>`, or `eval/<task>@test` of other examples
+        than those of validation.
 
     Raises:
         UserError: the run, its checkpoint or a task cannot be read.
@@ -56,7 +62,7 @@ def evaluate(
         denoiser = from_parameters(config, model.read(placed_parameters(config, device_mesh)))
         for evaluator in evaluators:
             found = evaluator(denoiser, model.vocabulary, model.description, folder, reached)
-            for split, values in found.items():
+            for split, values in recorded(evaluator, found).items():
                 results.setdefault(split, {}).update(values)
     append_metrics(folder.metrics, reached, results)
     if report:

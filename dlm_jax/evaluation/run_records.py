@@ -128,7 +128,10 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The predictions of a task at a step, on a canvas such as 'fixed', 'search' or 'oracle'."""
+    """The predictions of a task at a step, on a canvas such as 'fixed', 'search' or 'oracle'.
+
+    The task is `<task>@test` where the examples are not those of validation.
+    """
 
     task: str
     step: int
@@ -241,8 +244,21 @@ def _splits(records: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
         if not math.isfinite(step):
             continue
         lines = merged.setdefault(str(record.get("split", "train")), {})
-        lines[int(step)] = {**lines.get(int(step), {}), **record}
+        lines[int(step)] = _merged(lines.get(int(step), {}), record)
     return {split: [lines[step] for step in sorted(lines)] for split, lines in merged.items()}
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of two evaluations at a step, of which the later one counts.
+
+    Those of other examples, which their number tells, do not stand beside its own; nor does an
+    interval that was measured with an earlier value.
+    """
+    before, now = number(old.get("n")), number(new.get("n"))
+    if math.isfinite(before) and math.isfinite(now) and before != now:
+        return dict(new)
+    stale = {name + spread for name in new for spread in SPREADS}
+    return {**{name: value for name, value in old.items() if name not in stale}, **new}
 
 
 def _predictions(folder: Path) -> tuple[list[Predictions], int]:
@@ -256,7 +272,9 @@ def _predictions(folder: Path) -> tuple[list[Predictions], int]:
         records, skipped = read_json_lines(path)
         unreadable += skipped
         if records:
-            task = path.parent.relative_to(root).as_posix()
+            split = records[0].get("split", "validation")
+            suffix = "" if split == "validation" else f"@{split}"
+            task = path.parent.relative_to(root).as_posix() + suffix
             canvas = "oracle" if "oracle" in kind.split(".") else str(records[0].get("canvas"))
             found.append(Predictions(task, int(step), canvas, records))
     return sorted(found, key=lambda entry: (entry.task, entry.canvas, -entry.step)), unreadable

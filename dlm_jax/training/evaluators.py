@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
@@ -103,3 +103,19 @@ def check_before_training(evaluators: Sequence[Evaluator]) -> None:
     for evaluator in evaluators:
         if isinstance(evaluator, TrainingDependent):
             evaluator.check_before_training()
+
+
+def recorded(
+    evaluator: Evaluator, found: Mapping[str, Mapping[str, float]]
+) -> dict[str, Mapping[str, float]]:
+    """The figures of an evaluator under the names that a run keeps them by.
+
+    Figures of other examples than those of validation never pass for them: `eval/<task>@test`.
+
+    Args:
+        evaluator: its `split`, where it has one, says which examples it measured.
+        found: {'eval/<task>': figures}.
+    """
+    split = getattr(evaluator, "split", "validation")
+    suffix = "" if split == "validation" else f"@{split}"
+    return {f"{name}{suffix}": values for name, values in found.items()}

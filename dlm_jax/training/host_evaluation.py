@@ -17,7 +17,7 @@ from dlm_jax.data.vocabularies import Vocabulary
 from dlm_jax.models import encoder as encoders
 from dlm_jax.parallel import multihost
 from dlm_jax.parallel.mesh import MeshConfig, make_mesh
-from dlm_jax.training.evaluators import Evaluator
+from dlm_jax.training.evaluators import Evaluator, recorded
 from dlm_jax.training.sharding import parameter_shardings
 from dlm_jax.training.state import TrainState
 
@@ -46,7 +46,7 @@ def evaluation(
             denoiser = encoders.from_parameters(description.config, parameters)
             for evaluator in evaluators:
                 found = evaluator(denoiser, vocabulary, description, place, step)
-                for split, values in found.items():
+                for split, values in recorded(evaluator, found).items():
                     results.setdefault(split, {}).update(values)
         return results
 

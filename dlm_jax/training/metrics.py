@@ -37,6 +37,14 @@ def truncate_after(file: Path, step: int) -> None:
     draft.replace(file)
 
 
+def say(text: str) -> None:
+    """Prints a line of progress; work goes on where nobody reads it any more."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
+
+
 def append_metrics(file: Path, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
     """Adds the lines of an evaluation to the metrics of a run that is not being trained."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -202,15 +210,11 @@ class Progress:
         if now - self._last >= self._pause or step == self._total:
             self._last = now
             left = (now - self._began) / max(1, step - self._first) * (self._total - step)
-            print(
-                f"{self._label}: step {step}/{self._total}  {figures}  {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{self._label}: step {step}/{self._total}  {figures}  {left:.0f} s left")
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
         if self._live:
             self._live.console.print(text, highlight=False)
         elif not self._silent:
-            print(text, file=sys.stderr, flush=True)
+            say(text)

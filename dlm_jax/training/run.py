@@ -99,6 +99,7 @@ class Run:
             UserError: the folder holds another run; nothing has been compiled or changed by then.
             RunError, RetryError, KeyboardInterrupt: as `Loop.run`.
         """
+        multihost.together("run_dir", self._make_folder)
         manager = CheckpointManager(self.folder.checkpoints, self.checkpoints)
         state, resumed, saved = _first_state(manager, stage, data)
         owed = bool(saved.get("evaluation_owed")) and self.evaluation() is not None
@@ -111,6 +112,10 @@ class Run:
         manager.close()
         step = max(resumed, self.cadence.total_steps)
         return TrainResult(self.folder.path, step, results, time.time() - self.began)
+
+    def _make_folder(self) -> None:
+        if multihost.is_main():
+            self.folder.make()
 
     def describe(self, model: Any) -> None:
         """Writes what the folder needs to be used; `model` are abstract leaves with shardings."""

@@ -52,6 +52,19 @@ def test_a_wrong_description_is_one_sentence(folder, change, message):
         folder.description()
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    RunFolder(tmp_path / "a" / "b").make()
+    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "b"]
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"run folder \S*/file cannot be written: it is a file$"):
+        RunFolder(tmp_path / "file").make()
+    with pytest.raises(UserError, match="/file/run cannot be written: Not a directory$"):
+        RunFolder(tmp_path / "file" / "run").make()
+    with pytest.raises(UserError, match="/proc/run cannot be written: No such file"):
+        RunFolder("/proc/run").make()
+
+
 def test_damaged_missing_and_foreign_folders(folder, tmp_path):
     (folder.path / "model.json").write_text('{"format": 1, "conf')
     with pytest.raises(UserError, match="model.json is damaged"):

@@ -111,6 +111,31 @@ def test_a_model_cut_in_depth_is_the_one_whose_file_lacks_the_top_layers(folder,
     assert not (tmp_path / "no").exists()
 
 
+def test_a_shipped_task_that_was_not_imported_says_where_it_is():
+    code = """
+import sys
+from dlm_jax.data import tasks
+from dlm_jax.errors import UserError
+
+for name in ("bbh_v1.snarks", "sotu_v1.prose", "bbh_v1.no_such"):
+    try:
+        tasks.get_task(name)
+    except UserError as error:
+        print(error)
+    assert not tasks.list_tasks()
+assert not [name for name in sys.modules if name.startswith("dlm_jax.tasks.")]
+tasks.import_task_modules(["bbh"])
+print(tasks.get_task("bbh_v1.snarks").name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "Unknown task 'bbh_v1.snarks'; it is in bbh: add --import=bbh.",
+        "Unknown task 'sotu_v1.prose'; it is in prose: add --import=prose.",
+        "Unknown task 'bbh_v1.no_such'; modules of tasks are imported with --import.",
+        "bbh_v1.snarks",
+    ], done.stderr
+
+
 @pytest.mark.parametrize("verb", ["import", "inspect"])
 def test_source_that_is_not_there(verb, tmp_path, capsys):
     flags = [f"--run_dir={tmp_path / 'run'}"] if verb == "import" else []
@@ -145,11 +170,17 @@ def test_tasks_are_listed_and_shown(folder, tmp_path, capsys, monkeypatch):
         capsys, "tasks", "show", "letters_cli_test.next", vocabulary, module, "-n1"
     )
     assert code == 0, err
+    out_of_folder = out
     assert "[0] abc ⟦d " in out
     assert "[1]" not in out
     code, _, err = run(capsys, "tasks", "show", "letters_cli_test.nxt", vocabulary, module)
     assert code == 2
     assert "did you mean letters_cli_test.next?" in err
+    show = ["tasks", "show", "letters_cli_test.next", module]
+    code, _, err = run(capsys, *show, vocabulary, "-n=0")
+    assert (code, err) == (2, "dlm: error: -n is 0, and must be 1 example or more\n")
+    assert run(capsys, "import", folder, f"--run_dir={tmp_path / 'run'}")[0] == 0
+    assert run(capsys, *show, "-n=1", f"--vocabulary={tmp_path / 'run'}")[:2] == (0, out_of_folder)
 
 
 def test_tasks_imports_no_tensorflow():

@@ -120,6 +120,17 @@ def test_record_in_a_run_folder_keeps_earlier_ones(full, table, tmp_path):
     assert len(list(path.parent.iterdir())) == 2
 
 
+def test_a_record_is_kept_where_files_cannot_be_linked(full, table, tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    path = config.record(full, tmp_path)
+    monkeypatch.setattr("os.link", refuse)
+    config.record(load(table, bindings=["train.steps=8"]), tmp_path)
+    assert path.with_name("config.1.gin").read_text() == full.text()
+    assert "train.steps = 8" in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("files", "bindings", "steps"),
     [

@@ -12,6 +12,8 @@ import pytest
 
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation import figures, html_parts, run_records
+from dlm_jax.evaluation.evaluators import LikelihoodEvaluator
+from dlm_jax.evaluation.json_lines import write_json_lines
 from dlm_jax.evaluation.report import write_report
 from dlm_jax.evaluation.run_records import (
     QUANTITIES,
@@ -19,6 +21,7 @@ from dlm_jax.evaluation.run_records import (
     series,
     stage_folders,
 )
+from dlm_jax.training.evaluators import recorded
 
 STAGES = ("warmup", "adapt", "finetune")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -226,6 +229,42 @@ def test_a_step_written_again_after_a_resume_counts_once(tmp_path: Path) -> None
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "loss": NaN}\n')
     curve = series(read_stage(tmp_path).splits["train"], "loss")
     assert (curve.steps, curve.values) == ([1, 2, 3, 4], [1.0, 2.0, 30.0, 40.0])
+
+
+def test_figures_of_other_examples_never_stand_in_one_line(tmp_path: Path) -> None:
+    name, test = "eval/toy_v1.echo", "eval/toy_v1.echo@test"
+    sure = {"exact_match_se": 0.1, "exact_match_low": 0.3, "exact_match_high": 0.7}
+    lines = [
+        {"step": 4, "split": name, "n": 9, "nelbo": 2.0, "nelbo_se": 0.5},
+        {"step": 4, "split": name, "n": 9, "exact_match": 0.5, **sure},  # joins those above
+        {"step": 4, "split": test, "n": 5, "exact_match": 0.4, **sure},
+        {"step": 8, "split": name, "n": 9, "exact_match": 0.5, "nelbo": 1.5, **sure},
+        {"step": 8, "split": name, "n": 1, "exact_match": 1.0},  # of other examples
+        {"step": 12, "split": name, "n": 9, "exact_match": 0.5, "nelbo": 1.5, **sure},
+        {"step": 12, "split": name, "n": 9, "exact_match": 0.6},  # without the interval of 0.5
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    predictions = tmp_path / "eval" / "toy_v1.echo" / "12.test.jsonl"
+    write_json_lines(predictions, [{"split": "test", "canvas": "search", "metrics": {"a": 1.0}}])
+    stage = read_stage(tmp_path)
+    first, second, third = stage.evaluations("toy_v1.echo")
+    assert first == {**lines[0], **lines[1]}
+    assert second == lines[4]
+    assert third == {"step": 12, "split": name, "n": 9, "exact_match": 0.6, "nelbo": 1.5}
+    assert [line["step"] for line in stage.evaluations("toy_v1.echo@test")] == [4, 12]
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert {row[1] for row in page.rows if len(row) == 9} == {
+        "Task",
+        "toy_v1.echo",
+        "toy_v1.echo@test",
+    }
+
+
+def test_a_run_keeps_figures_of_other_examples_by_another_name() -> None:
+    found = {"eval/a_v1.b": {"n": 3.0}}
+    assert recorded(LikelihoodEvaluator(), found) == found
+    assert recorded(LikelihoodEvaluator(split="test"), found) == {"eval/a_v1.b@test": {"n": 3.0}}
 
 
 def test_an_empty_run_says_so(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
-from dlm_jax.training.metrics import MetricsWriter, truncate_after
+from dlm_jax.training.metrics import MetricsWriter, Progress, truncate_after
 
 
 def _lines(file):
@@ -51,3 +53,20 @@ def test_tensorboard_reads_the_events(tmp_path):
         check=True,
     )
     assert out.stdout.split() == ["7", "4.25"]
+
+
+def test_a_run_goes_on_when_nobody_reads_its_progress(monkeypatch):
+    reader, writer = os.pipe()
+    stream = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("run", 3, 0, seconds_between=0.0) as progress:
+        progress.say("begins")
+        assert os.read(reader, 100) == b"begins\n"
+        os.close(reader)
+        progress.update(1, "loss 1")
+        assert sys.stderr is not stream
+        progress.update(2, "loss 2")
+        progress.say("ends")
+    sys.stderr.close()
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
