@@ -23,6 +23,7 @@ from dlm_jax.errors import (
     EXIT_RETRY,
     EXIT_USER_ERROR,
     RetryError,
+    RunError,
     UserError,
     nearest,
 )
@@ -82,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`head`, a pager) has seen enough; Python must not complain at exit as well.
         sys.stdout = None  # type: ignore[assignment]
+    except RunError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"dlm: failed: {_one_line(error)}", file=sys.stderr)
+        code, patience = EXIT_FAILED, 0.0
     except Exception as error:
         code, patience = EXIT_FAILED, 0.0
         if (multihost := _multihost()) and multihost.is_lost_peer(error):

@@ -73,11 +73,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.cell:
         _compute(sweep, _named(cells, arguments.cell))
         return
-    RunFolder(folder).make()
-    config.record(checked, folder, RECORD)
     missing = [cell for cell in cells if sweep.result(cell) is None]
     if arguments.engine != "report":
         check_tasks(missing)
+    RunFolder(folder).make()
+    config.record(checked, folder, RECORD)
     command = _command(folder.resolve(), arguments.modules)
     if arguments.engine == "slurm":
         _write_slurm(folder.resolve(), command, missing, arguments.jobs)

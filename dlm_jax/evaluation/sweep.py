@@ -22,6 +22,8 @@ from typing import Any, Literal
 from dlm_jax.checkpoints.loading import LoadedModel, load_model, run_of_source
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.checkpoints.run_folder import RunFolder
+from dlm_jax.config import value_types
+from dlm_jax.config.signatures import signature
 from dlm_jax.data.few_shot import name_with_shots
 from dlm_jax.data.tasks import get_task
 from dlm_jax.errors import UserError, nearest
@@ -135,6 +137,14 @@ class Sweep:
                 )
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise UserError(f"sweep.grid[{name!r}] is {values!r}, and must be a list of values")
+            wanted = signature(type(self.evaluator)).annotations.get(name, Any)
+            for value in values:
+                if not value_types.fits(value, wanted, type):
+                    raise UserError(
+                        f"sweep.grid[{name!r}] has the value {value!r}, and "
+                        f"{type(self.evaluator).__name__}.{name} takes "
+                        f"{value_types.describe(wanted)}"
+                    )
 
     def cells(self) -> list[Cell]:
         """Every cell, model by model and checkpoint by checkpoint.
@@ -290,6 +300,11 @@ def _checkpoints(
         return [int(path.name)], RunFolder(path.parent.parent).description().task
     folder = RunFolder(path)
     if not folder.is_run:
+        if ":" not in model and not path.exists():
+            siblings = [sibling.name for sibling in path.parent.glob("*")]
+            raise UserError(
+                f"sweep.models names {model!r}, where nothing is{nearest(path.name, siblings)}"
+            )
         return [None], None
     there = _saved_steps(folder)
     if not there:

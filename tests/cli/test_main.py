@@ -16,7 +16,7 @@ import pytest
 
 from dlm_jax import cli
 from dlm_jax.cli import configurables, flags
-from dlm_jax.errors import UserError
+from dlm_jax.errors import RunError, UserError
 
 HEAVY = ("jax", "flax", "numpy", "tensorflow", "seqio", "torch", "matplotlib", "gin", "argparse")
 
@@ -111,6 +111,8 @@ def fake_train(
 ) -> SimpleNamespace:
     if task == "fails":
         raise RuntimeError("loss is\nnan")
+    if task == "diverges":
+        raise RunError("loss was not finite")
     if task == "interrupted":
         raise KeyboardInterrupt
     if task == "refused":
@@ -144,6 +146,7 @@ def result(folder):
     ("task", "code", "last"),
     [
         ("fails", 1, "dlm: failed: RuntimeError: loss is nan"),
+        ("diverges", 1, "dlm: failed: loss was not finite"),
         ("interrupted", 130, "dlm: interrupted"),
         ("refused", 2, "dlm: error: task refused is for evaluation only"),
     ],
@@ -154,7 +157,8 @@ def test_exit_codes(task, code, last, fakes, capsys):
     )
     assert found == code
     assert err.splitlines()[-1] == last
-    assert ("Traceback" in err) == (code == 1)
+    # A failure that has a sentence of its own needs no traceback.
+    assert ("Traceback" in err) == (task == "fails")
 
 
 def test_train_is_called_recorded_and_called_again_from_the_record(fakes, capsys):

@@ -298,12 +298,24 @@ def test_a_model_without_tasks_is_measured_on_its_own(tmp_path, models) -> None:
         ({"grid": {"task": ["a"]}}, "'task', which is no setting"),
         ({"grid": {"steps": []}}, r"sweep.grid\['steps'\] is \[\], and must be a list"),
         ({"grid": {"steps": "14"}}, "is '14', and must be a list"),
+        (
+            {"grid": {"steps": [1, 4.5]}},
+            r"\['steps'\] has the value 4.5, and Quality.steps takes int",
+        ),
         ({"evaluator": print}, "must be a dataclass"),
     ],
 )
 def test_mistakes_are_sentences(tmp_path, models, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         make(tmp_path, **{"models": models, **changes})
+
+
+def test_a_model_that_is_not_there_stops_before_any_is_measured(tmp_path, models) -> None:
+    wrong = f"{models[0]}_"
+    with pytest.raises(UserError, match=r"where nothing is \(did you mean"):
+        make(tmp_path, [*models, wrong], tasks=["a_v1.x"], grid={}).cells()
+    # What is fetched when it is needed has no folder yet.
+    make(tmp_path, ["hf:org/name"], tasks=["a_v1.x"], grid={}).cells()
 
 
 def test_an_unknown_task_stops_before_a_model_is_loaded(tmp_path, models, monkeypatch) -> None:
