@@ -13,7 +13,7 @@ from dlm_jax.evaluation.dependency_graph import DependencyGraph
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
 # A minus sign belongs to the number only where it cannot be a subtraction, as in `7-3`.
-_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)")
 # The letter of an option alone, in brackets, or before its text; not the article in `A dog`.
 _CHOICE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?:[.):]|\s*$))")
 _EQUATION = re.compile(r"(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)")
@@ -70,7 +70,8 @@ def normalize_answer(text: str) -> list[str]:
 
 def last_number(text: str) -> Decimal | None:
     """Returns the last number of `text` with commas between digits dropped, or None."""
-    found = _NUMBER.findall(_THOUSANDS_COMMA.sub("", text))
+    plain = text.replace("\N{MINUS SIGN}", "-")
+    found = _NUMBER.findall(_THOUSANDS_COMMA.sub("", plain))
     return Decimal(found[-1]) if found else None
 
 

@@ -191,6 +191,8 @@ def _rouge_statistics(
     }
 
 
+# That of sacreBLEU's own corpus score. Left out, an order without a match makes the whole figure 0.
+_BLEU_SMOOTHING = "exp"
 _BLEU_CASES = {"bleu": False, "bleu_lowercase": True}
 
 
@@ -204,7 +206,11 @@ def _bleu_statistics(
     def figure(sums: np.ndarray) -> float:
         counts = [int(value) for value in sums]
         return BLEU.compute_bleu(
-            correct=counts[2:6], total=counts[6:10], sys_len=counts[0], ref_len=counts[1]
+            correct=counts[2:6],
+            total=counts[6:10],
+            sys_len=counts[0],
+            ref_len=counts[1],
+            smooth_method=_BLEU_SMOOTHING,
         ).score
 
     measured = {}
@@ -254,7 +260,10 @@ def signature(name: str, *, references: int | None = 1, tokenize: str = "13a") -
 
         case = "lc" if _BLEU_CASES[name] else "mixed"
         nrefs = "var" if references is None else references
-        return f"nrefs:{nrefs}|case:{case}|eff:no|tok:{tokenize}|smooth:exp|version:{__version__}"
+        smooth = _BLEU_SMOOTHING
+        return (
+            f"nrefs:{nrefs}|case:{case}|eff:no|tok:{tokenize}|smooth:{smooth}|version:{__version__}"
+        )
     if name in ("rouge1", "rouge2", "rougeL"):
         from importlib.metadata import version
 

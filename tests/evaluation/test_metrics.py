@@ -52,6 +52,25 @@ def test_bleu_is_the_corpus_bleu_of_sacrebleu_in_both_cases(tokenize: str) -> No
     assert ours["bleu"] < ours["bleu_lowercase"]
 
 
+@pytest.mark.parametrize(
+    "predictions",
+    [
+        ["the cat sat on a mat .", "hello world!"],  # no 4-gram as written, one in lower case
+        ["a b a b a b", "c"],  # no n-gram at all
+        ["Hello , world", "world there"],  # unigrams only
+    ],
+)
+def test_an_order_without_a_match_is_smoothed_as_sacrebleu_does(predictions: list[str]) -> None:
+    from sacrebleu.metrics import BLEU
+
+    targets = ["The cat sat on the mat .", "Hello there, world!"]
+    ours = metrics.bleu(targets, predictions)
+    for name, lowercase in (("bleu", False), ("bleu_lowercase", True)):
+        scorer = BLEU(lowercase=lowercase)
+        assert ours[name] == pytest.approx(scorer.corpus_score(predictions, [targets]).score)
+        assert metrics.signature(name) == str(scorer.get_signature())
+
+
 def test_bleu_by_hand() -> None:
     # 4 of 5 unigrams, 3 of 4 bigrams, 2 of 3 trigrams, 1 of 2 4-grams, no brevity penalty.
     ours = metrics.bleu(["a b c d e"], ["a b c d f"])["bleu"]
@@ -113,6 +132,10 @@ def test_token_f1(target, prediction: str, expected: float) -> None:
         ("x = 2.50 apples", "2.5"),
         ("12, 13, 14", "14"),
         ("none", None),
+        ("it is .5", "0.5"),
+        ("\N{MINUS SIGN}3", "-3"),
+        ("#### -.25", "-0.25"),
+        ("v1.2.3 ...", "3"),
     ],
 )
 def test_last_number(text: str, expected: str | None) -> None:
