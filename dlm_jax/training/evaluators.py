@@ -73,7 +73,8 @@ def check_figures(evaluators: Sequence[Evaluator], description: ModelDescription
     owners: dict[str, str] = {}
     for evaluator in evaluators:
         name = type(evaluator).__name__
-        for what in evaluator.measures(description) if isinstance(evaluator, Measuring) else ():
+        measured = evaluator.measures(description) if isinstance(evaluator, Measuring) else ()
+        for what in recorded(evaluator, dict.fromkeys(measured, {})):
             if what in owners:
                 raise UserError(
                     f"{owners[what]} and {name} both measure the {what}, and the figures of the "

@@ -51,6 +51,7 @@ def test_two_canvases_of_one_task_are_refused_before_anything_is_written(task, t
 def test_figures_of_other_names_go_together(task) -> None:
     evaluators = [
         LikelihoodEvaluator(),
+        LikelihoodEvaluator(split="train"),  # of other examples, hence of another name
         GenerationEvaluator(canvas="fixed"),
         GenerationEvaluator(canvas="oracle"),
         GenerationEvaluator(task="colliding_v1.other"),
