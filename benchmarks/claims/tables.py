@@ -22,7 +22,8 @@ def figure(cell: Cell, name: str) -> tuple[float, float]:
     """A figure and its standard error, under whatever canvas it was measured."""
     figures = cell["figures"]
     found = name if name in figures else f"oracle_{name}"
-    return figures[found], figures.get(f"{found}_se") or math.nan
+    error = figures.get(f"{found}_se")
+    return figures[found], math.nan if error is None else error
 
 
 def shown(pair: Sequence[float]) -> str:
@@ -47,6 +48,8 @@ def select(cells: Iterable[Cell], **values: Any) -> list[Cell]:
 
 def standard_errors(difference: float, error: float) -> str:
     """A difference and how sure it is."""
+    if not error > 0:
+        return format_value(difference, error)
     return f"{format_value(difference, error)} ({abs(difference) / error:.1f} standard errors)"
 
 
