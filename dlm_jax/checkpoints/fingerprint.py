@@ -9,16 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from dlm_jax.models.parameter_trees import flat
+from dlm_jax.parallel import multihost
 
 
 def fingerprint(parameters: Any) -> str:
     """Sixteen hexadecimal digits: equal for equal bits, whatever mesh the arrays are split over.
 
     Args:
-        parameters: tree of float32 arrays.
+        parameters: tree of float32 arrays; where they are split over several processes, all of
+            them must call it.
     """
     digest = hashlib.sha256()
-    for (name, leaf), total in zip(flat(parameters), jax.tree.leaves(_checksums(parameters))):
+    checksums: Any = _checksums
+    leaves = jax.tree.leaves(parameters)
+    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in leaves):
+        # Of several processes none runs it before all have compiled it: within a program they wait
+        # for each other for no more than seconds.
+        checksums = _checksums.lower(parameters).compile()
+        multihost.exchange("compiled", "")
+    for (name, leaf), total in zip(flat(parameters), jax.tree.leaves(checksums(parameters))):
         digest.update(f"{name}{list(leaf.shape)}{int(total)};".encode())
     return digest.hexdigest()[:16]
 

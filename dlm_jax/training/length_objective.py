@@ -17,6 +17,7 @@ from dlm_jax.models import length_predictor as predictors
 from dlm_jax.models.config import EncoderConfig
 from dlm_jax.parallel import rules
 from dlm_jax.parallel.rules import constrain
+from dlm_jax.training.program import compiled_by_all
 from dlm_jax.training.sharding import placed, shardings_of
 from dlm_jax.training.stage import Stage
 from dlm_jax.training.step import Batch, Loss, Metrics
@@ -62,7 +63,8 @@ def frozen_features(
             "target_tokens": batch["maskable"].sum(-1, dtype=jnp.int32),
         }
 
-    return lambda batch, number: compute(parameters, batch, np.uint32(number))
+    program = compiled_by_all(compute)
+    return lambda batch, number: program(parameters, batch, np.uint32(number))
 
 
 def length_loss(config: EncoderConfig, dropout_rate: float) -> Loss:
@@ -133,6 +135,11 @@ def length_stage(
         seed=seed,
         accumulation=accumulation,
     )
+
+
+def log_probs_program(config: EncoderConfig) -> Callable[[Any, Batch], jax.Array]:
+    """`predicted_log_probs` for batches of one shape, which all processes of a run give it."""
+    return compiled_by_all(jax.jit(functools.partial(predicted_log_probs, config)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -35,7 +35,7 @@ from dlm_jax.training.length_objective import (
     Features,
     frozen_features,
     length_stage,
-    predicted_log_probs,
+    log_probs_program,
 )
 from dlm_jax.training.loop import Cadence, Results
 from dlm_jax.training.optimizers import AdamW
@@ -173,7 +173,14 @@ def train_length_predictor(
             watchdog_seconds=watchdog_seconds,
             on_ready=on_ready,
             record=record,
-            measure=_HeldOut(source, held_out, decoding_features, data, length_beam)
+            measure=_HeldOut(
+                source,
+                held_out,
+                decoding_features,
+                log_probs_program(source.config),
+                data,
+                length_beam,
+            )
             if held_out
             else None,
         )
@@ -328,6 +335,7 @@ class _HeldOut:
         source: the run.
         tables: the examples of each task.
         features: of a batch.
+        log_probs: of the parameters and the features of a batch, see `log_probs_program`.
         data: how batches lie on the devices.
         length_beam: see `LengthCalibration.figures`.
     """
@@ -335,6 +343,7 @@ class _HeldOut:
     source: _Source
     tables: dict[str, ExampleTable]
     features: Features
+    log_probs: Callable[[Any, Batch], jax.Array]
     data: HostData
     length_beam: int
 
@@ -355,7 +364,7 @@ class _HeldOut:
             process_count=rows.count,
         )
         found = [
-            np.asarray(predicted_log_probs(self.source.config, parameters, self.features(batch, 0)))
+            np.asarray(self.log_probs(parameters, self.features(batch, 0)))
             for batch in self.data.on_devices(batches)
         ]
         lengths = table.lengths - table.prompt_lengths - 1  # without </s>

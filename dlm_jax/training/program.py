@@ -1,4 +1,4 @@
-"""A training step whose compiled program can be looked at."""
+"""A training step whose compiled program can be looked at, and programs that processes share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+
+from dlm_jax.parallel import multihost
+
+
+def compiled_by_all(jitted: Any) -> Callable[..., Any]:
+    """A jitted function that, of several processes, none runs before all have compiled it.
+
+    Within a program they wait for each other for no more than seconds (gloo: 30), and the time of a
+    compilation can differ by more. Its calls have to bring the same shapes, types and shardings,
+    and all processes must make them, in the same order.
+    """
+    if jax.process_count() == 1:
+        return jitted
+
+    def on_compiled(lowered: Any, compiled: Any) -> None:
+        multihost.exchange("compiled", "")
+
+    return KeptProgram(jitted, on_compiled)
 
 
 class KeptProgram:

@@ -188,11 +188,8 @@ class Run:
         return results
 
     def _program(self, stage: Stage, progress: Progress) -> Step:
-        """The step; of several processes, none runs it before all of them have compiled it.
-
-        Within a program they wait for each other for no more than seconds (gloo: 30), and the time
-        of a compilation can differ by more.
-        """
+        """The step; of several processes, none runs it before all of them have compiled it, as
+        `compiled_by_all` says."""
         jitted = jit_step(stage.step, shardings_of(stage.abstract), training_compiler_options())
         main, several = multihost.is_main(), jax.process_count() > 1
         looked_at = main and (self.dump_hlo or self.profile_steps is not None)
