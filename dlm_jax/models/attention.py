@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax.models.dropout import keep_mask, kept_scale
 from dlm_jax.models.fused_attention import dot_product_attention, fits_splash, splash_attention
+from dlm_jax.parallel.mesh import platform, single_cpu
 
 # Finite, so that a row whose every score is masked gives no NaN.
 _MASKED = -1e30
@@ -54,8 +55,7 @@ def attention(
             raise ValueError(f"implementation={implementation!r} has no dropout.")
         kernel = splash_attention if implementation == "splash" else dot_product_attention
         return checkpoint_name(kernel(qkv, segment_ids, causal=causal), "attention_context")
-    mesh = jax.sharding.get_abstract_mesh()
-    if _platform() == "cpu" and (mesh.empty or mesh.size == 1):
+    if single_cpu():
         return blockwise_attention(qkv, segment_ids, dropout_seed, dropout_rate, causal)
     return dense_attention(qkv, segment_ids, dropout_seed, dropout_rate, causal)
 
@@ -63,9 +63,8 @@ def attention(
 def chosen_implementation(length: int, *, dropout: bool) -> str:
     """What 'auto' stands for on the platform that is compiled for.
 
-    That platform is the one of the devices of `jax.set_mesh`, also when they are only described and
-    the program is compiled ahead of time; without a mesh, JAX's default backend. Fused kernels have
-    no dropout, so where attention probabilities are dropped, it is XLA on every platform.
+    Fused kernels have no dropout, so where attention probabilities are dropped, it is XLA on every
+    platform.
 
     Args:
         length: tokens in a row; the TPU kernel takes multiples of 128.
@@ -76,15 +75,10 @@ def chosen_implementation(length: int, *, dropout: bool) -> str:
     """
     if dropout:
         return "xla"
-    platform = _platform()
-    if platform == "tpu" and fits_splash(length):
+    name = platform()
+    if name == "tpu" and fits_splash(length):
         return "splash"
-    return "dot_product" if platform in ("gpu", "cuda", "rocm") else "xla"
-
-
-def _platform() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    return "dot_product" if name in ("gpu", "cuda", "rocm") else "xla"
 
 
 def dense_attention(

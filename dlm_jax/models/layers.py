@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dlm_jax.models.dense import dense
 from dlm_jax.models.sharded_lookup import sharded_lookup
 from dlm_jax.models.vocabulary_shards import vocabulary_shards
 from dlm_jax.parallel.rules import constrain
@@ -67,7 +68,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., *inputs] to [..., *outputs] in the dtype of `x`."""
-        product = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self._num_inputs)
+        product = dense(x, self.kernel[...].astype(x.dtype), self._num_inputs)
         return product + self.bias[...].astype(x.dtype)
 
 

@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 import jax
 
 from dlm_jax.models.config import LAYER_VALUES
+from dlm_jax.models.dense import PRODUCT
 
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
@@ -37,7 +38,9 @@ def rematerialised(
     elif policy == "minimal":
         saveable = policies.save_only_these_names(*LAYER_VALUES)
     elif policy == "dots":
-        saveable = policies.dots_with_no_batch_dims_saveable
+        saveable = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(PRODUCT)
+        )
     else:
         raise ValueError(f"Unknown remat policy {policy!r}.")
     # Inside a scan the loop itself keeps recomputation and forward pass apart.

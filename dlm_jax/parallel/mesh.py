@@ -118,3 +118,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         within, config.slices, used, process_is_granule=by_process
     )
     return Mesh(grid, MESH_AXES, axis_types=axis_types)
+
+
+def platform() -> str:
+    """The platform that is compiled for: 'cpu', 'gpu', 'tpu' and so on.
+
+    That is the one of the devices of `jax.set_mesh`, also when they are only described and the
+    program is compiled ahead of time; without a mesh, JAX's default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def single_cpu() -> bool:
+    """Whether the program is compiled for one CPU device, whose caches are worth looking after."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return platform() == "cpu" and (mesh.empty or mesh.size == 1)

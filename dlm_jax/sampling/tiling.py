@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
+from dlm_jax.parallel.mesh import single_cpu
 
 # Widths that a row may be cut to, close together where most rows are. Each one below a canvas's
 # length is one more copy of the encoder to compile; every multiple of 64 tokens up to 512 is here,
@@ -54,7 +54,4 @@ class Tiling:
 
 def default_tiling() -> Tiling:
     """Blocks on a single CPU device, the whole batch at once elsewhere."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1):
-        return Tiling()
-    return Tiling(block_tokens=None, head_pieces=(512,))
+    return Tiling() if single_cpu() else Tiling(block_tokens=None, head_pieces=(512,))
