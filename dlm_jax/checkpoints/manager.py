@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from dlm_jax.checkpoints import manifest
-from dlm_jax.errors import UserError
+from dlm_jax.errors import UserError, nearest
 from dlm_jax.parallel import multihost
 
 FORMAT = 1
@@ -27,7 +28,8 @@ class CheckpointConfig:
         save_every: steps between two checkpoints; the last step is always saved.
         keep_latest: how many of the newest to keep (at least one, or resuming would lose steps).
         keep_best: how many of the best by `best_metric` to keep; 0 turns it off.
-        best_metric: key of the evaluation metrics, for example 'nelbo'.
+        best_metric: a figure of the evaluations, such as 'nelbo', which is its mean over the tasks
+            of validation, or the figure of one task, such as 'multi30k_en_de_v1/nelbo'.
         best_mode: whether a smaller ('min') or a larger ('max') value is better.
         keep_every: keeps each checkpoint whose step it divides; 0 turns it off.
         asynchronous: whether arrays are written while training goes on.
@@ -148,6 +150,19 @@ class CheckpointManager:
             ),
             metrics=metrics,
             force=True,
+        )
+
+    def unranked(self, metrics: Mapping[str, float]) -> str:
+        """Why a checkpoint with these metrics cannot be among the best; '' when it can."""
+        config = self._config
+        if config is None or not config.keep_best or config.best_metric in metrics:
+            return ""
+        wanted = config.best_metric
+        longer = [name for name in metrics if name.endswith(f"/{wanted}")]
+        meant = f" (did you mean {longer[0]}?)" if longer else nearest(wanted, metrics)
+        return (
+            f"CheckpointConfig.best_metric is {wanted!r}, which the evaluation did not "
+            f"give{meant}: this checkpoint is not kept as a best one"
         )
 
     def restore(self, step: int, parameters: Any, training: Any) -> tuple[Any, Any, dict[str, Any]]:

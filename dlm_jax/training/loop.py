@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -227,7 +228,9 @@ class Loop:
         return results
 
     def _save(self, state: TrainState, step: int, results: Results | None, owed: bool) -> None:
-        best = {k: v for values in (results or {}).values() for k, v in values.items()}
+        ranked_by = None if results is None else ranking_figures(results)
+        if ranked_by and (why := self._manager.unranked(ranked_by)):
+            self._progress.say(f"warning: step {step}: {why}")
         with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
             self._manager.save(
                 step,
@@ -239,7 +242,7 @@ class Loop:
                     "evaluation_owed": owed,
                     **self._saved(state),
                 },
-                None if results is None else best,
+                ranked_by,
             )
         if step < self._cadence.total_steps:
             self._writer.write(step, goodput.SPLIT, self._monitors.goodput.line())
@@ -250,6 +253,28 @@ class Loop:
             self._manager.wait()
         if step == self._cadence.total_steps:
             self._writer.write(step, goodput.SPLIT, self._monitors.goodput.line())
+
+
+def ranking_figures(results: Results) -> dict[str, float]:
+    """What the best checkpoints can be chosen by.
+
+    Args:
+        results: {split: figures} of one evaluation; a split is `eval/<task>`, or
+            `eval/<task>@<split>` of other examples than those of validation.
+
+    Returns:
+        `<task>/<figure>` of every split, and `<figure>`, its mean over the tasks of validation that
+        have it: examples of `test` never choose a checkpoint unless they are named.
+    """
+    named: dict[str, float] = {}
+    of_validation: dict[str, list[float]] = {}
+    for split, figures in results.items():
+        task = split.removeprefix("eval/")
+        for name, value in figures.items():
+            named[f"{task}/{name}"] = value
+            if "@" not in task:
+                of_validation.setdefault(name, []).append(value)
+    return named | {name: math.fsum(v) / len(v) for name, v in of_validation.items()}
 
 
 def _figures(values: Mapping[str, float]) -> str:

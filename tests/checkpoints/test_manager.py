@@ -139,6 +139,10 @@ def test_latest_best_and_every_nth_are_kept_together(tmp_path):
         manager.save(step, _parameters(), _training(step), {}, {"nelbo": nelbo})
         assert manager.latest_step() == step  # the newest is never the one that is deleted
     assert manager.steps() == [2, 4, 6]
+    assert manager.unranked({"nelbo": 1.0}) == ""
+    assert "which the evaluation did not give (did you mean a@test/nelbo?)" in manager.unranked(
+        {"bleu": 1.0, "a@test/nelbo": 1.0}
+    )
     manager.close()
 
 

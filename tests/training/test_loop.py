@@ -16,7 +16,7 @@ from dlm_jax.errors import RunError, UserError
 from dlm_jax.training.compilations import CompilationCounter
 from dlm_jax.training.feed import Feed
 from dlm_jax.training.goodput import Goodput
-from dlm_jax.training.loop import Cadence, Loop, Monitors
+from dlm_jax.training.loop import Cadence, Loop, Monitors, ranking_figures
 from dlm_jax.training.metrics import MetricsWriter, Progress
 from dlm_jax.training.preemption import StopRequests
 from dlm_jax.training.profiling import StepProfiler
@@ -110,3 +110,15 @@ def test_data_found_unusable_on_the_way_end_the_run_and_lose_nothing(tmp_path):
     manager.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6]
+
+
+def test_the_best_checkpoint_is_chosen_by_the_mean_of_validation_or_by_a_named_task():
+    figures = ranking_figures(
+        {
+            "eval/en_de": {"nelbo": 2.0, "bleu": 30.0},
+            "eval/gsm8k": {"nelbo": 4.0},
+            "eval/en_de@test": {"nelbo": 100.0, "bleu": 99.0},
+        }
+    )
+    assert figures["nelbo"] == 3.0 and figures["bleu"] == 30.0
+    assert figures["gsm8k/nelbo"] == 4.0 and figures["en_de@test/bleu"] == 99.0
