@@ -14,6 +14,9 @@ from dlm_jax.errors import UserError
 if TYPE_CHECKING:
     from dlm_jax.diffusion.likelihood import NelboEstimate
 
+# Half the width of a normal distribution's 95% interval, in standard deviations.
+_NORMAL_95 = 1.96
+
 
 def ratio_with_standard_error(
     numerators: np.ndarray, denominators: np.ndarray
@@ -85,7 +88,9 @@ class NelboResult:
         `nelbo` (nats/token), `nelbo_per_example` (nats), `perplexity_bound` = exp(nelbo),
         `bits_per_character` where text was given, `maskable_tokens` and `n`; and
         `nelbo_draws_se` (nats/token), the part of `nelbo_se` that more draws would remove.
-        Where no bound was needed they are `nll`, `nll_per_example` and `perplexity`.
+        Where no bound was needed they are `nll`, `nll_per_example` and `perplexity`. A perplexity
+        has the ends of its interval too, `<name>_low` and `<name>_high` (95%): those of its
+        exponent, because its own error is not symmetric and would reach below 1.
         """
         name, perplexity_name = ("nelbo", "perplexity_bound")
         if self.exact:
@@ -96,9 +101,11 @@ class NelboResult:
         if self.draw_errors is not None:
             noise = math.sqrt(float(np.square(self.draw_errors).sum()))
             figures["nelbo_draws_se"] = noise / float(self.tokens.sum())
-        perplexity = math.exp(min(nats, 700.0))
+        perplexity = _exponential(nats)
         figures[perplexity_name] = perplexity
         figures[f"{perplexity_name}_se"] = perplexity * error
+        figures[f"{perplexity_name}_low"] = _exponential(nats - _NORMAL_95 * error)
+        figures[f"{perplexity_name}_high"] = _exponential(nats + _NORMAL_95 * error)
         bits = self.bits_per_character
         if bits is not None:
             figures["bits_per_character"], figures["bits_per_character_se"] = bits
@@ -106,6 +113,10 @@ class NelboResult:
         figures["n"] = float(len(self.nats))
         # One example has no spread: JSON has no NaN to say so.
         return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def _exponential(nats: float) -> float:
+    return math.exp(min(nats, 700.0))
 
 
 def _identities(batch: Mapping[str, Any], num_segments: int) -> np.ndarray:

@@ -13,9 +13,9 @@ from dlm_jax.evaluation.figures import HEADLINE
 from dlm_jax.evaluation.html_parts import format_value, interval_text, row_of
 from dlm_jax.evaluation.run_records import Stage, figure_names, number, quantity
 
-# Demonstrations, what besides the answers was judged, and on which examples:
+# Demonstrations and their language, what besides the answers was judged, and on which examples:
 # `x_v1.y_3_shot/reasoning_order@test`.
-_KIND = re.compile(r"(?:_\d+_shot)?(?:[/@].*)?$")
+_KIND = re.compile(r"(?:(?:_english)?_\d+_shot)?(?:[/@].*)?$")
 # Families of so many tasks are shown unfolded.
 _UNFOLDED = 8
 _HEADS = (

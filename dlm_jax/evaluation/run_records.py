@@ -106,7 +106,7 @@ def quantity(name: str) -> Quantity:
 
 
 # Figures that say of one answer whether it is right, best known first.
-VERDICTS = ("exact_match", "numeric_answer", "option_accuracy", "final_answer")
+VERDICTS = ("exact_match", "numeric_answer", "option_accuracy", "final_answer", "equations_correct")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,9 @@ def test_metrics_by_name() -> None:
     figures = evaluate_nelbo(nats_of, batches(LENGTHS, 4), texts=texts).metrics()
     assert figures["nelbo"] == pytest.approx(0.94)
     assert figures["perplexity_bound"] == pytest.approx(math.exp(0.94))
+    ends = [math.log(figures[f"perplexity_bound_{end}"]) for end in ("low", "high")]
+    spread = 1.96 * figures["nelbo_se"]
+    assert ends == pytest.approx([0.94 - spread, 0.94 + spread])
     assert figures["bits_per_character"] == pytest.approx(23.5 / math.log(2) / 35)
     assert figures["n"] == 5 and figures["maskable_tokens"] == 25
     assert {f"{name}_se" in figures for name in ("nelbo", "bits_per_character")} == {True}
