@@ -62,32 +62,28 @@ def step(
     """The training step of a size on so many rows, as `dlm plan` would read it from gin files."""
     from dlm_jax.models.config import SIZES as SHAPES
     from dlm_jax.parallel.mesh import MeshConfig
-    from dlm_jax.parallel.rules import ShardingRules
-    from dlm_jax.planning.request import training_step
+    from dlm_jax.planning.request import capturing, training_step
     from dlm_jax.training.objectives import Diffusion
     from dlm_jax.training.optimizers import AdamW
+    from dlm_jax.training.train import train
 
     shape = SHAPES[size]
     optimizer = AdamW(first_moment="bfloat16", second_moment="factored") if lean else AdamW()
     return training_step(
-        {
-            "model": dataclasses.replace(shape, num_layers=layers or shape.num_layers),
-            "initial_checkpoint": None,
-            "dtype": "bfloat16",
-            "dropout_rate": 0.0,
-            "remat_policy": policy,
-            "attention": None,
-            "attention_pattern": None,
-            "objective": Diffusion(pairing="single"),
-            "optimizer": optimizer,
-            "total_steps": 1000,
-            "batch_size": rows,
-            "length": LENGTH,
-            "gradient_accumulation_steps": micro_batches,
-            "head_chunk": None,
-            "mesh": MeshConfig(*mesh, 1),
-            "sharding": ShardingRules(),
-        }
+        capturing(train)(
+            "",
+            task="",
+            model=dataclasses.replace(shape, num_layers=layers or shape.num_layers),
+            dtype="bfloat16",
+            dropout_rate=0.0,
+            remat_policy=policy,
+            objective=Diffusion(pairing="single"),
+            optimizer=optimizer,
+            batch_size=rows,
+            length=LENGTH,
+            gradient_accumulation_steps=micro_batches,
+            mesh=MeshConfig(*mesh, 1),
+        )
     )
 
 
