@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +18,10 @@ from dlm_jax.parallel import multihost
 
 FORMAT = 1
 """Raised by one whenever an older program could misread what a newer one saves."""
+
+# How often the steps of a folder are listed before it is believed that they cannot be.
+_LISTINGS = 20
+Listed = TypeVar("Listed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,16 @@ def _preservation(config: CheckpointConfig) -> policies.PreservationPolicy:
     return policies.AnyPreservationPolicy(kept)
 
 
+def _listed(read: Callable[[], Listed]) -> Listed:
+    """Calls `read`, again if a step that it met was removed meanwhile, as a training run does."""
+    for _ in range(_LISTINGS - 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            continue
+    return read()
+
+
 class CheckpointManager:
     """The checkpoints of one run: `<folder>/<step>/{parameters,training,cursor}`.
 
@@ -102,19 +116,21 @@ class CheckpointManager:
             read_only=config is None,
             cleanup_tmp_directories=config is not None,
         )
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=options,
-            item_handlers={
-                "parameters": ocp.StandardCheckpointHandler(),
-                "training": ocp.StandardCheckpointHandler(),
-                "cursor": ocp.JsonCheckpointHandler(),
-            },
+        self._manager = _listed(
+            lambda: ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={
+                    "parameters": ocp.StandardCheckpointHandler(),
+                    "training": ocp.StandardCheckpointHandler(),
+                    "cursor": ocp.JsonCheckpointHandler(),
+                },
+            )
         )
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, ascending."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(_listed(lambda: self._manager.all_steps(read=True)))
 
     def latest_step(self) -> int | None:
         """The newest finished step, or None."""
@@ -138,7 +154,9 @@ class CheckpointManager:
             cursor: JSON that places the data stream after the last batch used.
             metrics: evaluation results of this step; they decide which are the best.
         """
-        self._seal_finished()
+        # Orbax would wait for the save before too. Once it is over, so is the removal of old steps,
+        # and every step is sealed before it can be removed.
+        self.wait()
         if metrics is not None and self._config and self._config.best_metric not in metrics:
             metrics = None
         self._manager.save(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.path import step as step_metadata
 
 from dlm_jax.checkpoints import manifest
 from dlm_jax.checkpoints.manager import FORMAT, CheckpointConfig, CheckpointManager
@@ -158,3 +159,20 @@ def test_latest_best_and_every_nth_are_kept_together(tmp_path):
 def test_settings_out_of_range(values, message):
     with pytest.raises(UserError, match=message):
         CheckpointConfig(**values)
+
+
+def test_a_step_that_is_removed_while_the_steps_are_listed_is_no_failure(
+    saved, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(saved, tmp_path / "checkpoints")
+    listing, removed = step_metadata.Metadata.commit_timestamp.fget, []
+
+    def removed_before(metadata):
+        if metadata.step == 1 and not removed:
+            removed.append(metadata.step)
+            shutil.rmtree(metadata.path)
+        return listing(metadata)
+
+    monkeypatch.setattr(step_metadata.Metadata, "commit_timestamp", property(removed_before))
+    assert CheckpointManager(folder).steps() == [2]
+    assert removed == [1]
