@@ -157,8 +157,8 @@ class CheckpointManager:
         # Orbax would wait for the save before too. Once it is over, so is the removal of old steps,
         # and every step is sealed before it can be removed.
         self.wait()
-        if metrics is not None and self._config and self._config.best_metric not in metrics:
-            metrics = None
+        if metrics is not None and self.unranked(metrics):
+            metrics = None  # orbax would ask for the figure
         self._manager.save(
             step,
             args=ocp.args.Composite(

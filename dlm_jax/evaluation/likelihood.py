@@ -14,8 +14,8 @@ from dlm_jax.errors import UserError
 if TYPE_CHECKING:
     from dlm_jax.diffusion.likelihood import NelboEstimate
 
-# Half the width of a normal distribution's 95% interval, in standard deviations.
-_NORMAL_95 = 1.96
+NORMAL_95 = 1.96
+"""Half the width of a normal distribution's 95% interval, in standard deviations."""
 
 
 def ratio_with_standard_error(
@@ -104,8 +104,8 @@ class NelboResult:
         perplexity = _exponential(nats)
         figures[perplexity_name] = perplexity
         figures[f"{perplexity_name}_se"] = perplexity * error
-        figures[f"{perplexity_name}_low"] = _exponential(nats - _NORMAL_95 * error)
-        figures[f"{perplexity_name}_high"] = _exponential(nats + _NORMAL_95 * error)
+        figures[f"{perplexity_name}_low"] = _exponential(nats - NORMAL_95 * error)
+        figures[f"{perplexity_name}_high"] = _exponential(nats + NORMAL_95 * error)
         bits = self.bits_per_character
         if bits is not None:
             figures["bits_per_character"], figures["bits_per_character_se"] = bits

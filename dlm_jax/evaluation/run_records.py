@@ -11,6 +11,7 @@ from typing import Any
 
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.evaluation.json_lines import read_json_lines
+from dlm_jax.evaluation.likelihood import NORMAL_95
 
 EVALUATION_PREFIX = "eval/"
 # What is beside a figure says how sure it is: its standard error and the ends of its interval.
@@ -214,7 +215,7 @@ def interval(line: Mapping[str, Any], name: str) -> tuple[float, float]:
     if not (math.isfinite(value) and math.isfinite(error)):
         return math.nan, math.nan
     upper = quantity(name).upper
-    low, high = value - 1.96 * error, value + 1.96 * error
+    low, high = value - NORMAL_95 * error, value + NORMAL_95 * error
     return (low, high) if upper is None else (max(0.0, low), min(upper, high))
 
 

@@ -337,6 +337,26 @@ def test_families_have_a_mean_and_parts_a_table_of_their_own(tmp_path: Path) -> 
     ]
 
 
+def test_demonstrations_in_english_are_a_family_of_their_own(tmp_path: Path) -> None:
+    shares = {
+        "de_3_shot": 0.1,
+        "fr_3_shot": 0.3,
+        "de_english_3_shot": 0.5,
+        "fr_english_3_shot": 0.9,
+    }
+    lines = [
+        {"step": 1, "split": f"eval/mgsm_v1.{name}@test", "n": 250, "numeric_answer": share}
+        for name, share in shares.items()
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    means = {row[1]: row[5] for row in page.rows if len(row) == 9 and "mean of" in row[1]}
+    assert means == {
+        "mgsm_v1_3_shot@test, mean of 2 tasks": "0.200",
+        "mgsm_v1_english_3_shot@test, mean of 2 tasks": "0.700",
+    }
+
+
 def test_the_latest_trace_of_each_task_is_embedded(tmp_path: Path) -> None:
     folder = tmp_path / "eval/arithmetic_v1.two_steps/reasoning_order"
     folder.mkdir(parents=True)
