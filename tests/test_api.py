@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +14,13 @@ import pytest
 from flax import nnx
 
 from dlm_jax.api import DiffusionLanguageModel, writing
+from dlm_jax.checkpoints.huggingface import export_folder
 from dlm_jax.checkpoints.run_folder import ModelDescription
 from dlm_jax.data.vocabularies import CharacterVocabulary, TokenizersVocabulary
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.evaluators import GenerationEvaluator, LikelihoodEvaluator
 from dlm_jax.models.config import SIZES
-from dlm_jax.models.encoder import Encoder
+from dlm_jax.models.encoder import Encoder, parameters
 from dlm_jax.sampling.choice import choose, replicate_id
 
 
@@ -257,3 +261,20 @@ def test_numbers_of_numpy_and_empty_lists_are_taken(model) -> None:
 def test_an_evaluator_checks_its_settings_before_a_run_begins(evaluator, settings, message) -> None:
     with pytest.raises(UserError, match=message):
         evaluator(**settings)
+
+
+def test_loading_a_model_prints_nothing_where_the_tpu_compiler_is_installed(
+    model, tmp_path
+) -> None:
+    # As a notebook does, without the variables that keep JAX from looking for a TPU here.
+    export_folder(model.denoiser.config, parameters(model.denoiser), model.vocabulary, tmp_path)
+    program = (
+        f"import dlm_jax; m = dlm_jax.load({str(tmp_path)!r}); print(m.logits([[1, 2]]).shape[:2])"
+    )
+    hidden = ("JAX_", "TPU_", "TF_", "XLA_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("(1, 2)\n", 0)
+    assert "TPU" not in done.stderr and "libtpu" not in done.stderr

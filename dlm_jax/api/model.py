@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.errors import UserError
 from dlm_jax.models.encoder import Encoder, from_parameters, parameters
 from dlm_jax.models.length_predictor import LengthPredictor
+from dlm_jax.parallel.tpu_machine import keep_libtpu_quiet
 from dlm_jax.sampling.autoregressive import AUTO, strategy_for
 from dlm_jax.sampling.canvas import LENGTH_MULTIPLE
 from dlm_jax.sampling.choice import (
@@ -434,6 +436,7 @@ def load(
     Raises:
         UserError: nothing that can be read is there.
     """
+    keep_libtpu_quiet(os.environ)
     loaded = load_model(path, step=step, vocabulary=vocabulary)
     denoiser = from_parameters(loaded.description.config, loaded.parameters)
     return DiffusionLanguageModel(
