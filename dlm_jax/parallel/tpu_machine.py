@@ -16,6 +16,8 @@ _QUIET = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
+# What JAX sets itself, when it is imported where no chip is.
+_BY_JAX = ("TPU_LIBRARY_PATH", "TPU_SKIP_MDS_QUERY")
 
 
 def on_tpu_machine(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
@@ -42,14 +44,15 @@ def has_google_device(root: Path = Path("/")) -> bool:
 def keep_libtpu_quiet(environment: MutableMapping[str, str], root: Path = Path("/")) -> None:
     """Spares a machine without TPUs, where libtpu is installed to plan with, its complaints.
 
-    JAX asks it for devices in every process. Must precede the first use of JAX; changes nothing
-    where a variable says that there is a TPU, or a chip might be one.
+    JAX asks it for devices in every process. Must precede the first use of a device, not the import
+    of JAX; changes nothing where a variable says that there is a TPU, or a chip might be one.
 
     Args:
         environment: variables of this process.
         root: of the file system.
     """
-    told = any(name.startswith(("TPU_", "MEGASCALE_", "JAX_FORCE_TPU")) for name in environment)
+    names = set(environment).difference(_BY_JAX)
+    told = any(name.startswith(("TPU_", "MEGASCALE_", "JAX_FORCE_TPU")) for name in names)
     if told or importlib.util.find_spec("libtpu") is None or has_google_device(root):
         return
     environment.update(_QUIET)

@@ -48,6 +48,9 @@ def test_libtpu_is_told_nothing_where_there_may_be_a_chip(tmp_path, monkeypatch)
     assert environment == {}
     keep_libtpu_quiet(environment, tmp_path)
     assert environment["TPU_SKIP_MDS_QUERY"] == "1"
+    after_import = {"TPU_LIBRARY_PATH": "libtpu.so", "TPU_SKIP_MDS_QUERY": "1"}
+    keep_libtpu_quiet(after_import, tmp_path)
+    assert after_import["TPU_WORKER_HOSTNAMES"] == "localhost"
 
 
 def test_a_command_without_a_tpu_prints_nothing_of_libtpu():
