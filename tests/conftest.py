@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -73,3 +73,17 @@ def on_processes() -> Callable[..., list[Any]]:
         return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """Optimises what a module's tests compile as little as can be.
+
+    For programs that run once on little data: compiling them takes all of the time.
+    """
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -23,6 +23,8 @@ from dlm_jax.models.config import SIZES
 from dlm_jax.models.encoder import Encoder, parameters
 from dlm_jax.sampling.choice import choose, replicate_id
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 def model_of(vocabulary) -> DiffusionLanguageModel:
     config = dataclasses.replace(

@@ -90,7 +90,7 @@ def dense_attention(
 ) -> jax.Array:
     """The reference: all scores [batch, heads, length, length] at once, differentiated by JAX."""
     query, key, value = _heads_first(qkv)
-    scores = _scores(query, key, segment_ids, causal)
+    scores = _scores(query, key, _seen(segment_ids, causal))
     probabilities = jax.nn.softmax(scores, axis=-1)
     if dropout_rate:
         kept = keep_mask(seed, scores.shape, dropout_rate)
@@ -105,14 +105,17 @@ def _heads_first(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return split[0], split[1], split[2]
 
 
-def _scores(query: jax.Array, key: jax.Array, segment_ids: jax.Array, causal: bool) -> jax.Array:
+def _seen(segment_ids: jax.Array, causal: bool) -> jax.Array:
+    # bool [batch, query, key]
+    seen = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return seen & jnp.tri(segment_ids.shape[1], dtype=bool) if causal else seen
+
+
+def _scores(query: jax.Array, key: jax.Array, seen: jax.Array) -> jax.Array:
     # float32 [batch, heads, query, key]
     query = query * jnp.asarray(1.0 / math.sqrt(query.shape[-1]), query.dtype)
     scores = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=jnp.float32)
-    seen = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    if causal:
-        seen &= jnp.tri(segment_ids.shape[1], dtype=bool)
-    return jnp.where(seen, scores, _MASKED)
+    return jnp.where(seen[:, None], scores, _MASKED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -155,8 +158,8 @@ def _blockwise_forward(
     rows = _block_rows(batch, heads, length)
 
     def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        index, query, key, value, segments = block
-        scores = _scores(query, key, segments, causal)
+        index, query, key, value, seen = block
+        scores = _scores(query, key, seen)
         peak = scores.max(-1, keepdims=True)
         exponentials = jnp.exp(scores - peak)
         total = exponentials.sum(-1, keepdims=True)
@@ -164,9 +167,10 @@ def _blockwise_forward(
         context = jnp.einsum("bhqm,bhmk->bhqk", weights, value, preferred_element_type=jnp.float32)
         return (context / total).astype(value.dtype), (peak + jnp.log(total))[..., 0]
 
-    # Transpositions stay outside the loop, where XLA spreads them over the cores.
-    heads_first = [_blocks(x, rows) for x in _heads_first(qkv)]
-    blocks = (jnp.arange(batch // rows), *heads_first, _blocks(segment_ids, rows))
+    # Transpositions stay outside the loop, where XLA spreads them over the cores, and so does the
+    # mask: of segment ids sliced within it, XLA makes loops that are not vectorised.
+    inputs = (*_heads_first(qkv), _seen(segment_ids, causal))
+    blocks = (jnp.arange(batch // rows), *(_blocks(x, rows) for x in inputs))
     context, normaliser = jax.lax.map(one_block, blocks)
     context = context.reshape(batch, *context.shape[2:]).transpose(0, 2, 1, 3)
     context = checkpoint_name(context, "attention_context")
@@ -182,8 +186,8 @@ def _blockwise_backward(
     scale = 1.0 / math.sqrt(qkv.shape[-1])
 
     def one_block(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        index, query, key, value, outer, query_t, outer_t, segments, log_total, inner = block
-        probabilities = jnp.exp(_scores(query, key, segments, causal) - log_total[..., None])
+        index, query, key, value, outer, query_t, outer_t, seen, log_total, inner = block
+        probabilities = jnp.exp(_scores(query, key, seen) - log_total[..., None])
         weights = _dropped(probabilities, seed, dropout_rate, index).astype(value.dtype)
         weight_gradient = jnp.einsum(
             "bhqk,bhmk->bhqm", outer, value, preferred_element_type=jnp.float32
@@ -203,7 +207,8 @@ def _blockwise_backward(
     query, key, value = _heads_first(qkv)
     outer = gradient.transpose(0, 2, 1, 3)
     inner = (gradient * context).astype(jnp.float32).sum(-1).transpose(0, 2, 1)
-    inputs = (query, key, value, outer, query.swapaxes(2, 3), outer.swapaxes(2, 3), segment_ids)
+    seen = _seen(segment_ids, causal)
+    inputs = (query, key, value, outer, query.swapaxes(2, 3), outer.swapaxes(2, 3), seen)
     blocks = (
         jnp.arange(normaliser.shape[0]),
         *(_blocks(x, rows) for x in inputs),

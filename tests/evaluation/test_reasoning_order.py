@@ -33,6 +33,8 @@ from dlm_jax.models.config import EncoderConfig
 from dlm_jax.sampling import Canvas, Policy, generate, infilling_canvas, reveal_steps
 from dlm_jax.sampling.trace import Trace
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 GRAPH = DependencyGraph(
     r"(?P<idea>[a-z]+) (?P<equation>\d \+ \d) = (?P<result>\d), so (?P<answer>\d)",
     {"idea": (), "equation": ("idea",), "result": ("equation",), "answer": ("result",)},

@@ -17,6 +17,8 @@ from dlm_jax.sampling.tiling import Tiling
 from dlm_jax.sampling.token_rules import Argmax, Forbidden
 from dlm_jax.sampling.vocabulary_tiles import predict_by_tiles
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 PROMPTS = [[5] * 9, [11, 7, 23] * 5, [4], [19] * 30, [6, 25] * 12]
 LENGTHS = [12, 30, 7, 20, 25]
 WATCHED = 1

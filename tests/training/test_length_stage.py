@@ -20,6 +20,8 @@ from dlm_jax.parallel.mesh import MeshConfig, make_mesh
 from dlm_jax.training.evaluators import check_before_training, check_evaluators
 from dlm_jax.training.length_objective import frozen_features, length_stage, predicted_log_probs
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIG = dataclasses.replace(SIZES["test"], dropout_rate=0.3, attention_dropout_rate=0.3)
 LENGTH, WIDTH = 24, 16
 PROMPTS, ANSWERS = [4, 9, 16, 1, 6, 3, 8, 2], [3, 8, 1, 20, 2, 5, 7, 6]  # with <s> and </s>

@@ -22,6 +22,8 @@ from dlm_jax.training.stage import adaptation
 from dlm_jax.training.state import TrainState
 from dlm_jax.training.step import denoising_loss
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 CONFIG = EncoderConfig(
     vocab_size=264,
     embed_dim=16,
