@@ -265,6 +265,15 @@ def test_an_evaluator_checks_its_settings_before_a_run_begins(evaluator, setting
         evaluator(**settings)
 
 
+def test_the_score_of_a_pair_is_that_of_its_identity(model) -> None:
+    alone = model.score(["ab"], ["ca"], draws=4, row_ids=[7])
+    beside = model.score(["b", "ab"], ["a", "ca"], draws=4, row_ids=[3, 7])
+    assert beside[1].nelbo == pytest.approx(alone[0].nelbo, rel=1e-5)
+    assert model.score(["ab"], ["ca"], draws=4)[0].nelbo != pytest.approx(alone[0].nelbo, rel=1e-3)
+    with pytest.raises(UserError, match="an entry of row_ids for each prompt, not 2 for 1"):
+        model.score(["ab"], ["ca"], row_ids=[1, 2])
+
+
 def test_loading_a_model_prints_nothing_where_the_tpu_compiler_is_installed(
     model, tmp_path
 ) -> None:

@@ -339,10 +339,25 @@ class DiffusionLanguageModel:
         ]
 
     def score(
-        self, prompts: Sequence[str], responses: Sequence[str], *, draws: int = 32, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        *,
+        draws: int = 32,
+        seed: int = 0,
+        row_ids: Sequence[int] | None = None,
     ) -> list[Likelihood]:
         """NELBO of responses given their prompts, by Monte Carlo over `draws` noise levels,
         stratified; for a causal model the exact negative log-likelihood.
+
+        Args:
+            prompts: texts.
+            responses: what follows each of them.
+            draws: noise levels a pair.
+            seed: of the noise.
+            row_ids: identity of each pair for its noise; default its number. Pairs of equal
+                identity are scored under the same noise levels, which sharpens the comparison of
+                answers to one prompt.
 
         Raises:
             UserError: a prompt and its response do not fit into the model, or one lacks the other.
@@ -352,6 +367,11 @@ class DiffusionLanguageModel:
         if len(prompts) != len(responses):
             raise UserError(
                 f"score takes a response for each prompt, not {len(responses)} for {len(prompts)}"
+            )
+        if row_ids is not None and len(row_ids) != len(prompts):
+            raise UserError(
+                f"score takes an entry of row_ids for each prompt, not {len(row_ids)} for "
+                f"{len(prompts)}"
             )
         if not prompts:
             return []
@@ -373,7 +393,7 @@ class DiffusionLanguageModel:
             batch["maskable"][row, prompt_length:n] = True
             batch["segment_ids"][row, :n] = 1
             batch["positions"][row, :n] = np.arange(n)
-            batch["example_ids"][row, :n] = row
+            batch["example_ids"][row, :n] = row if row_ids is None else row_ids[row]
         if self.denoiser.config.causal:
             exact = np.asarray(nll_of_rows(self.denoiser, batch))
             counts = batch["maskable"].sum(axis=1)

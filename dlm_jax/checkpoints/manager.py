@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +64,20 @@ class CheckpointConfig:
         if self.best_mode not in ("min", "max"):
             raise UserError(
                 f"CheckpointConfig.best_mode must be 'min' or 'max', not {self.best_mode!r}"
+            )
+
+    def check_ranking(self, evaluate_every: int) -> None:
+        """Raises a UserError where most evaluations would be of steps that are not saved.
+
+        Args:
+            evaluate_every: steps between two evaluations; 0 = only after the last step.
+        """
+        often, seldom = sorted((evaluate_every, self.save_every))
+        if self.keep_best and often and seldom % often:
+            raise UserError(
+                f"CheckpointConfig.keep_best={self.keep_best} needs evaluations of what is saved: "
+                f"CheckpointConfig.save_every={self.save_every} or evaluate_every={evaluate_every} "
+                "must be a multiple of the other"
             )
 
 
@@ -158,7 +175,7 @@ class CheckpointManager:
         # and every step is sealed before it can be removed.
         self.wait()
         if metrics is not None and self.unranked(metrics):
-            metrics = None  # orbax would ask for the figure
+            metrics = None  # orbax would rank by it
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -170,12 +187,40 @@ class CheckpointManager:
             force=True,
         )
 
+    def rank(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds the evaluation of a step that was saved before it could be evaluated.
+
+        Args:
+            step: of a finished checkpoint.
+            metrics: as of `save`.
+        """
+        config = self._config
+        if config is None or not config.keep_best or self.unranked(metrics):
+            return
+        target = self.folder / str(step) / "metrics"
+        if multihost.is_main() and not target.exists():
+            # As orbax writes it; by a rename, so that a killed process leaves no half of it.
+            draft = target.with_name(f".metrics.{os.getpid()}")
+            draft.mkdir(exist_ok=True)
+            (draft / "metrics").write_text(json.dumps(metrics), encoding="utf-8")
+            draft.rename(target)
+        multihost.together("rank", lambda: None)
+        self._manager.reload()
+
     def unranked(self, metrics: Mapping[str, float]) -> str:
         """Why a checkpoint with these metrics cannot be among the best; '' when it can."""
         config = self._config
-        if config is None or not config.keep_best or config.best_metric in metrics:
+        if config is None or not config.keep_best:
             return ""
         wanted = config.best_metric
+        if wanted in metrics:
+            # Compared with what is not a number, any checkpoint would count as better or worse.
+            if math.isfinite(metrics[wanted]):
+                return ""
+            return (
+                f"{wanted}, CheckpointConfig.best_metric, is {metrics[wanted]}: this checkpoint is "
+                "not kept as a best one"
+            )
         longer = [name for name in metrics if name.endswith(f"/{wanted}")]
         meant = f" (did you mean {longer[0]}?)" if longer else nearest(wanted, metrics)
         return (

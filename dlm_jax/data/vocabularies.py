@@ -158,6 +158,12 @@ class SentencePieceVocabulary(Vocabulary):
         except RuntimeError as error:
             raise UserError(f"{origin} is not a SentencePiece model.") from error
         pieces = len(self._processor)
+        ordinary = [i for i in range(min(3, pieces)) if not self._is_special(i)]
+        if ordinary:
+            raise UserError(
+                f"{origin} has {self._processor.IdToPiece(ordinary[0])!r} as its piece "
+                f"{ordinary[0]}, and the first three must be special, such as <unk>, <s> and </s>."
+            )
         if mask_id is not None and mask_id <= pieces:
             raise UserError(f"mask_id={mask_id} must come after the {pieces} pieces of {origin}.")
         self._use_fairseq_layout((mask_id if mask_id is not None else pieces + 1) + 1)
@@ -168,6 +174,10 @@ class SentencePieceVocabulary(Vocabulary):
         ):
             if token >= 0:
                 self._renumbered[token] = own
+
+    def _is_special(self, piece: int) -> bool:
+        processor = self._processor
+        return processor.IsControl(piece) or processor.IsUnknown(piece) or processor.IsUnused(piece)
 
     def encode(self, text: str) -> list[int]:
         return self._from_processor(self._processor.EncodeAsIds(text))

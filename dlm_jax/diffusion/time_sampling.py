@@ -267,8 +267,8 @@ class Importance:
 
     def _bins(self, state: ImportanceState, t: jax.Array) -> jax.Array:
         bins = state.second_moment.shape[0]
-        # The margin keeps the step s/T, rounded, in its own bin.
-        return jnp.clip(jnp.ceil(t * bins - 1e-3).astype(jnp.int32) - 1, 0, bins - 1)
+        # The margin, a few roundings, keeps the step s/T in its own bin.
+        return jnp.clip(jnp.ceil(t * bins - bins * 2.0**-22).astype(jnp.int32) - 1, 0, bins - 1)
 
 
 def time_sampling_by_name(name: str) -> TimeSampling:

@@ -7,6 +7,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 
 from dlm_jax.evaluation.dependency_graph import DependencyGraph
 
@@ -16,7 +17,15 @@ _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)")
 # The letter of an option alone, in brackets, or before its text; not the article in `A dog`.
 _CHOICE = re.compile(r"\s*(?:\(([A-Z])\)|([A-Z])(?:[.):]|\s*$))")
-_EQUATION = re.compile(r"(\d+)\s*([-+*/])\s*(\d+)\s*=\s*(-?\d+)")
+_TERM = r"-?\d+(?:\.\d+)?"
+_OPERATION = rf"[^\S\n]*[-+*/][^\S\n]*{_TERM}"
+# A chain of operations, what it equals, and nothing behind it that would belong to that.
+_EQUATION = re.compile(
+    rf"(?<![\w.])({_TERM}(?:{_OPERATION})+)[^\S\n]*=[^\S\n]*({_TERM})(?!\.?\d|{_OPERATION})"
+)
+_TERM_AND_SIGN = re.compile(rf"({_TERM})[^\S\n]*([-+*/])?")
+# What a chain cannot begin behind; at the beginning of a line it is the mark of a list.
+_UNFINISHED = re.compile(r"[^\s][^\S\n]*[-+*/=][^\S\n]*$")
 _CONCLUSION = re.compile(r"\banswer is:?\s+", re.IGNORECASE)
 
 
@@ -90,9 +99,29 @@ def conclusion(text: str) -> str:
 
 
 def equations(text: str) -> list[bool]:
-    """Returns for each equation `a + b = c` of whole numbers (also -, *, /) whether it holds."""
-    held = []
-    for left, sign, right, result in _EQUATION.findall(text):
-        a, b, c = int(left), int(right), int(result)
-        held.append({"+": a + b, "-": a - b, "*": a * b}[sign] == c if sign != "/" else a == b * c)
-    return held
+    """Returns for each equation of numbers, such as `3 + 4 * 5 = 23`, whether it holds, exactly.
+
+    Its left side is a chain of +, -, * and /, all on one line; nothing is divided by zero.
+    """
+    plain = _THOUSANDS_COMMA.sub("", text.replace("\N{MINUS SIGN}", "-"))
+    return [
+        _value(found[1]) == Fraction(found[2])
+        for found in _EQUATION.finditer(plain)
+        if not _UNFINISHED.search(plain[: found.start()])
+    ]
+
+
+def _value(chain: str) -> Fraction | None:
+    """What `a + b * c` comes to, products first; None where something is divided by zero."""
+    products: list[Fraction] = []
+    sign = "+"
+    for term, following in _TERM_AND_SIGN.findall(chain):
+        value = Fraction(term)
+        if sign == "/" and value == 0:
+            return None
+        if sign in "*/":
+            products[-1] = products[-1] * value if sign == "*" else products[-1] / value
+        else:
+            products.append(value if sign == "+" else -value)
+        sign = following
+    return sum(products, Fraction(0))

@@ -275,7 +275,7 @@ def signature(name: str, *, references: int | None = 1, tokenize: str = "13a") -
         "token_f1": "token_f1|case:lc|punctuation:dropped|articles:dropped|aggregate:mean",
         "numeric_answer": "numeric_answer|last_number|commas:dropped",
         "option_accuracy": "option_accuracy|first_letter",
-        "equations_correct": "equations_correct|a_op_b=c|all|as_many_as_the_reference",
+        "equations_correct": "equations_correct|a_op_b_op_c=d|exact|all|as_many_as_the_reference",
         "final_answer": "final_answer|after:last_answer_is|case:mixed|full_stop:dropped",
     }
     if name not in described:
@@ -353,8 +353,8 @@ def final_answer(targets: Sequence[Target], predictions: Sequence[str]) -> dict[
 def equations_correct(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
     """Fraction of predictions with as many equations as a reference, all of which hold.
 
-    An equation is `a + b = c` of whole numbers, also with -, * or /; whether it is the right one
-    for the question is not asked. A reference without an equation is never met.
+    An equation is a chain of numbers with +, -, * and / that is said to equal a number; whether it
+    is the right one for the question is not asked. A reference without an equation is never met.
 
     Raises:
       ValueError: no examples, unequal lengths, or an example without a reference.

@@ -93,8 +93,10 @@ class LengthCalibration:
           all lengths are equal, `length_correlation` (Pearson).
         """
         errors = np.abs(self.predicted - self.lengths)
-        # How many classes are likelier than the true one.
-        rank = (self.log_probs > self.true_log_probs[:, None]).sum(axis=-1)
+        # How many classes a beam takes before the true one: of equal ones the shorter first.
+        true = self.true_log_probs[:, None]
+        shorter = np.arange(1, self.log_probs.shape[-1] + 1) < self.lengths[:, None]
+        rank = ((self.log_probs > true) | ((self.log_probs == true) & shorter)).sum(axis=-1)
         means = {
             "length_mae": errors,
             "length_exact": errors == 0,

@@ -131,6 +131,7 @@ def train_length_predictor(
         watchdog_seconds,
     )
     _check_values(dropout_rate, length_beam, max_examples)
+    checkpoints.check_ranking(evaluate_every)
     device_mesh = make_mesh(mesh)
     with StopRequests() as stops, jax.set_mesh(device_mesh), use_rules(sharding):
         source = multihost.together("run", lambda: _Source.find(run_dir, step, task, dtype, length))

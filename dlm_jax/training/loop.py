@@ -131,7 +131,11 @@ class Loop:
             KeyboardInterrupt: the run was interrupted, and is saved.
         """
         cadence, stops = self._cadence, self._monitors.stops
-        results = self._evaluated(state, first) if evaluation_owed else {}
+        results: Results = {}
+        if evaluation_owed:
+            results = self._evaluated(state, first)
+            if figures := self._ranked_by(results, first):
+                self._manager.rank(first, figures)
         stops.steps_begin()
         for step in range(first + 1, cadence.total_steps + 1):
             try:
@@ -227,10 +231,14 @@ class Loop:
             self._progress.say(f"step {step}  {split}  {_figures(values)}")
         return results
 
-    def _save(self, state: TrainState, step: int, results: Results | None, owed: bool) -> None:
-        ranked_by = None if results is None else ranking_figures(results)
-        if ranked_by and (why := self._manager.unranked(ranked_by)):
+    def _ranked_by(self, results: Results, step: int) -> dict[str, float]:
+        figures = ranking_figures(results)
+        if figures and (why := self._manager.unranked(figures)):
             self._progress.say(f"warning: step {step}: {why}")
+        return figures
+
+    def _save(self, state: TrainState, step: int, results: Results | None, owed: bool) -> None:
+        ranked_by = None if results is None else self._ranked_by(results, step)
         with self._monitors.watchdog.paused(), self._monitors.goodput.measure("checkpoint"):
             self._manager.save(
                 step,

@@ -96,7 +96,9 @@ class AdamW:
 
         # The first step already moves: a rate of zero would waste its batch.
         rise = optax.linear_schedule(peak / steps, peak, max(1, steps - 1))
-        return optax.join_schedules([rise, after], [steps])
+        # The last step of the warm-up is at the peak, where the rest begins, and the last step of
+        # all, after `total_steps - 1` others, at its end.
+        return optax.join_schedules([rise, after], [steps - 1])
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """Returns the optax transformation for a run of `total_steps` optimizer steps."""

@@ -87,7 +87,9 @@ def make_step(
         optimizer: the optax transformation.
         seed: of dropout, which is a function of it and of the step alone.
         accumulation: micro-batches a step. Losses and gradients are added as sums and divided once
-            by the summed weights, so the result does not depend on how the batch was cut.
+            by the summed weights, so the result does not depend on how the batch was cut; but for
+            importance sampling of times, whose table each micro-batch finds as the one before
+            left it.
         spikes: which steps change nothing though they are finite; None = none.
         dtype: what the kernels of layers are rounded to, and their gradients with them.
 

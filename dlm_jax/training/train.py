@@ -146,6 +146,8 @@ def train(
         watchdog_seconds,
     )
     check_profile_steps(profile_steps)
+    if evaluators:
+        checkpoints.check_ranking(evaluate_every)
     cadence = Cadence(total_steps, log_every, evaluate_every, checkpoints.save_every, on_nonfinite)
     folder = RunFolder(run_dir)
     overrides = config_overrides(dtype, dropout_rate, remat_policy, attention, attention_pattern)

@@ -147,6 +147,49 @@ def test_latest_best_and_every_nth_are_kept_together(tmp_path):
     manager.close()
 
 
+def _keeping_the_best(folder):
+    return CheckpointManager(
+        folder, CheckpointConfig(save_every=1, keep_latest=1, keep_best=1, asynchronous=False)
+    )
+
+
+def test_a_figure_that_is_not_a_number_ranks_nothing_and_says_so(tmp_path):
+    manager = _keeping_the_best(tmp_path / "checkpoints")
+    for step, nelbo in enumerate([5.0, 2.0, float("nan"), 4.0, float("-inf"), 6.0], start=1):
+        manager.save(step, _parameters(), _training(step), {}, {"nelbo": nelbo})
+    assert manager.steps() == [2, 6]
+    assert "nelbo, CheckpointConfig.best_metric, is nan" in manager.unranked({"nelbo": np.nan})
+    manager.close()
+
+
+def test_a_step_that_was_evaluated_after_a_restart_can_be_the_best(tmp_path):
+    folder = tmp_path / "checkpoints"
+    manager = _keeping_the_best(folder)
+    manager.save(1, _parameters(), _training(1), {}, {"nelbo": 5.0})
+    manager.save(2, _parameters(), _training(2), {}, None)  # preempted
+    manager.close()
+    manager = _keeping_the_best(folder)
+    for _ in range(2):  # killed after the first, and evaluated again
+        manager.rank(2, {"nelbo": 0.1, "bleu": 30.0})
+    for step in (3, 4):
+        manager.save(step, _parameters(), _training(step), {}, {"nelbo": float(step)})
+    manager.close()
+    manager = _keeping_the_best(folder)
+    manager.save(5, _parameters(), _training(5), {}, {"nelbo": 0.2})
+    assert manager.steps() == [2, 5]
+    jax.tree.map(np.testing.assert_array_equal, _restore(manager, 2)[0], _parameters())
+    manager.close()
+
+
+def test_the_best_are_chosen_among_what_is_saved_and_evaluated():
+    config = CheckpointConfig(save_every=4, keep_best=1)
+    for evaluate_every in (0, 1, 2, 4, 8):
+        config.check_ranking(evaluate_every)
+    with pytest.raises(UserError, match=r"save_every=4 or evaluate_every=6 must be a multiple"):
+        config.check_ranking(6)
+    CheckpointConfig(save_every=4).check_ranking(6)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -117,6 +117,20 @@ def test_sentencepiece_ids_are_the_librarys_plus_one(folder: Path) -> None:
     assert vocabulary.pad_id not in vocabulary.encode("日本")
 
 
+@pytest.mark.parametrize("ids", [{"bos_id": -1, "eos_id": -1}, {"bos_id": -1, "eos_id": 1}])
+def test_a_model_whose_first_pieces_are_no_special_ones_is_refused(tmp_path, ids) -> None:
+    import sentencepiece
+
+    stream = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(CORPUS), model_writer=stream, vocab_size=55, minloglevel=2, **ids
+    )
+    file = tmp_path / "spiece.model"
+    file.write_bytes(stream.getvalue())
+    with pytest.raises(UserError, match=r"the first three must be special"):
+        SentencePieceVocabulary(file)
+
+
 def test_spare_rows_before_the_mask(folder: Path) -> None:
     file = folder / "xlmr" / "sentencepiece.bpe.model"
     vocabulary = SentencePieceVocabulary(file, mask_id=200)

@@ -162,6 +162,14 @@ def test_importance_weights_are_the_inverse_of_the_integer_frequencies():
     np.testing.assert_allclose(weights * widths / 2**32, 1 / 7, rtol=1e-6)
 
 
+def test_a_continuous_time_has_the_weight_with_which_it_was_drawn():
+    state = ImportanceState(jnp.where(jnp.arange(100) % 2 == 0, 1.0, 1e4), jnp.full(100, 1e6))
+    t = (np.arange(100)[:, None] + np.array([1e-4, 0.5, 1 - 1e-4])) / 100
+    weights = np.asarray(Importance().importance_of(state, jnp.asarray(t.ravel(), jnp.float32)))
+    by_bin = weights.reshape(100, 3)
+    np.testing.assert_array_equal(by_bin, by_bin[:, 1:2].repeat(3, axis=1))
+
+
 def test_importance_table():
     """The table averages the last losses by bin, ignores what is not observed, then warms up."""
     sampling = Importance(history=4)

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from dlm_jax.evaluation.answers import Answer, chosen_option, conclusion
+from dlm_jax.evaluation.answers import Answer, chosen_option, conclusion, equations
 from dlm_jax.evaluation.generation import judge
 from dlm_jax.evaluation.metrics import (
     bleu,
@@ -38,6 +38,30 @@ def test_the_conclusion_of_a_worked_answer() -> None:
     text = "One answer is 3. Then more. So the answer is (B)."
     assert conclusion(text) == "(B)" and conclusion("plain.") == "plain" and conclusion("") == ""
     assert final_answer(["(B)", "yes"], [text, "The answer is no"]) == {"final_answer": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("1 + 2 = 3, then 3 * 4 = 13.", [True, False]),
+        ("3 + 4 + 5 = 12", [True]),
+        ("3 + 4 * 5 = 23", [True]),
+        ("6 / 4 = 1.5", [True]),
+        ("6 / 2 = 3.5", [False]),
+        ("1 + 2 = 3.9", [False]),
+        ("0.1 + 2 = 3", [False]),
+        ("0 / 0 = 7", [False]),
+        ("-1 + 2 = 1", [True]),
+        ("7 - -3 = 10", [True]),
+        ("1,000 + 1 = 1001", [True]),
+        ("- 12 + 7 = 19\n* 2*3=6", [True, True]),  # marks of a list
+        ("1 + 2 = 3\n-3 + 4 = 1", [True, True]),
+        ("Then x - 1 + 2 = 3.", []),
+        ("3 + 4 = 7 + 5 = 12", []),
+    ],
+)
+def test_equations_hold_exactly_or_not(text: str, held: list[bool]) -> None:
+    assert equations(text) == held
 
 
 def test_micro_and_macro_over_groups() -> None:
