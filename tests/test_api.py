@@ -265,6 +265,15 @@ def test_an_evaluator_checks_its_settings_before_a_run_begins(evaluator, setting
         evaluator(**settings)
 
 
+def test_logits_of_what_does_not_exist_are_refused(model) -> None:
+    size, longest = model.denoiser.config.vocab_size, model.denoiser.config.max_length
+    assert model.logits([[size - 1]], [[longest - 1]]).shape == (1, 1, size)
+    assert model.logits([[]]).shape == (1, 0, size)
+    for tokens, positions in ([[size]], None), ([[-1]], None), ([[1]], [[longest]]):
+        with pytest.raises(UserError, match=r"(tokens|positions) hold .*, and must be at least 0"):
+            model.logits(tokens, positions)
+
+
 def test_the_score_of_a_pair_is_that_of_its_identity(model) -> None:
     alone = model.score(["ab"], ["ca"], draws=4, row_ids=[7])
     beside = model.score(["b", "ab"], ["a", "ca"], draws=4, row_ids=[3, 7])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.api.writing import Answer, Parts, write_rows
@@ -418,6 +419,10 @@ class DiffusionLanguageModel:
             tokens: int32 [batch, length].
             positions: int32 [batch, length]; default 0, 1, 2, …
             segment_ids: int32 [batch, length], 0 = padding; default one segment a row.
+
+        Raises:
+            UserError: no such shape, an id that is not in the vocabulary, or a position beyond
+                those of the model.
         """
         tokens = np.asarray(tokens, np.int32)
         longest = self.denoiser.config.max_length
@@ -430,7 +435,18 @@ class DiffusionLanguageModel:
             positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
         if segment_ids is None:
             segment_ids = np.ones_like(tokens)
-        return _logits(self.denoiser, tokens, np.asarray(positions), np.asarray(segment_ids))
+        positions, segment_ids = np.asarray(positions), np.asarray(segment_ids)
+        # JAX would take the nearest row of the table for one that is not there.
+        for name, ids, rows in (
+            ("tokens", tokens, self.denoiser.config.vocab_size),
+            ("positions", positions, longest),
+        ):
+            if ids.size and not 0 <= ids.min() <= ids.max() < rows:
+                wrong = ids.min() if ids.min() < 0 else ids.max()
+                raise UserError(f"{name} hold {wrong}, and must be at least 0 and below {rows}")
+        if not tokens.size:
+            return jnp.zeros((*tokens.shape, self.denoiser.config.vocab_size), jnp.float32)
+        return _logits(self.denoiser, tokens, positions, segment_ids)
 
     def _write(
         self, rows: Sequence[Parts], *, trace: bool = False, **options: Any
@@ -458,9 +474,10 @@ def load(
     """
     keep_libtpu_quiet(os.environ)
     loaded = load_model(path, step=step, vocabulary=vocabulary)
+    run = run_of_source(path)
     denoiser = from_parameters(loaded.description.config, loaded.parameters)
     return DiffusionLanguageModel(
-        denoiser, loaded.vocabulary, loaded.description, run_of_source(path)
+        denoiser, loaded.vocabulary, loaded.description, None if run is None else run.absolute()
     )
 
 

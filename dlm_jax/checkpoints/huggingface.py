@@ -421,9 +421,22 @@ def export_folder(
             _write_weights(temporary / WEIGHTS, config, parameters)
             if vocabulary is not None:
                 vocabulary.save(temporary)
+                (temporary / "tokenizer_config.json").write_text(
+                    json.dumps(_tokenizer_config(config, vocabulary), indent=2) + "\n",
+                    encoding="utf-8",
+                )
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}.") from error
     return folder
+
+
+def _tokenizer_config(config: EncoderConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What transformers cannot tell from the other files."""
+    document: dict[str, Any] = {"model_max_length": config.max_length}
+    if vocabulary.kind == "sentencepiece":
+        # It would take the class from the kind of model, and multilingual BERTs differ from BERT.
+        document["tokenizer_class"] = "XLMRobertaTokenizer"
+    return document
 
 
 def _with_token_types(

@@ -92,7 +92,16 @@ def find_model(
     """
     run, path = run_of_source(source), Path(source)
     if run is not None:
-        return _of_run(run, int(path.name) if run.path != path else step)
+        if vocabulary is not None:
+            raise UserError(
+                f"{source} is a run, which has its own vocabulary: leave {vocabulary} out"
+            )
+        named = int(path.name) if run.path != path else step
+        if step not in (None, named):
+            raise UserError(
+                f"step {step} was asked for, but {source} is the checkpoint of step {named}"
+            )
+        return _of_run(run, named)
     if step is not None:
         raise UserError(f"step {step} was asked for, but {source} is not a run folder")
     return _of_hugging_face(str(source), vocabulary, seed)

@@ -7,6 +7,7 @@ a lost chunk as zeros without a word.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -42,6 +43,14 @@ def seal(folder: Path) -> None:
     draft = folder / f".{MANIFEST}.{os.getpid()}"
     draft.write_text(json.dumps({"files": entries}, indent=0), encoding="utf-8")
     draft.replace(target)
+
+
+def digest(folder: Path) -> str | None:
+    """Sixteen hexadecimal digits of a checkpoint's seal, those of no other; None without one."""
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return None
 
 
 def verify(folder: Path) -> None:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _DESCRIPTION = "model.json"
+_KINDS: dict[str, Any] = {
+    "format": int,
+    "task": str | None,
+    "length": int | None,
+    "origin": str | None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,10 @@ class ModelDescription:
         """
         if not isinstance(values, dict) or "format" not in values or "config" not in values:
             raise UserError(f"{where} does not describe a dlm_jax model")
+        for key, kind in _KINDS.items():
+            value = values.get(key)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"{where} has {value!r} as its {key!r}, which it cannot be")
         if values["format"] > FORMAT:
             raise UserError(
                 f"{where} has format {values['format']}, and this version of dlm_jax reads up to "
@@ -94,6 +104,10 @@ class RunFolder:
     def __init__(self, path: str | Path, model: str | Path | None = None) -> None:
         self.path = Path(path)
         self._model = self.path if model is None else Path(model)
+
+    def absolute(self) -> RunFolder:
+        """The same folder, wherever the process goes."""
+        return RunFolder(self.path.absolute(), self._model.absolute())
 
     @property
     def checkpoints(self) -> Path:

@@ -53,6 +53,8 @@ def parse(
         )
     for name in ("run_dir", "output"):
         folder = getattr(known, name, None)
+        if folder == "":
+            raise UserError(f"--{name} is empty: name a folder (is a variable of the shell unset?)")
         if folder is not None and "://" in folder:
             raise UserError(
                 f"--{name}={folder} is no folder of this machine: mount the bucket (gcsfuse, s3fs) "

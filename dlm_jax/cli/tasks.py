@@ -9,7 +9,7 @@ from dlm_jax.cli.flags import add_import, import_modules
 from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dlm_jax.data.table import TruncationCounts
+    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,17 +54,6 @@ def _list() -> None:
         print(f"{name:<{width}}  {text}")
 
 
-def _cuts(counts: TruncationCounts) -> str:
-    """Says what truncation did, each count in words."""
-    if not any((counts.tokens_cut, counts.dropped, counts.texts_split)):
-        return f"nothing cut of {counts.records} records"
-    return (
-        f"of {counts.records} records {counts.prompts_cut} prompts and {counts.responses_cut} "
-        f"responses cut ({counts.tokens_cut} tokens), {counts.dropped} dropped, "
-        f"{counts.texts_split} split"
-    )
-
-
 def _show(arguments: argparse.Namespace) -> None:
     from dlm_jax.data.preview import preview
     from dlm_jax.data.vocabularies import load_vocabulary
@@ -86,7 +75,7 @@ def _show(arguments: argparse.Namespace) -> None:
             f"\n{name}: {share:.0%}; prompt {prompt:.1f} and response {response:.1f} tokens", end=""
         )
         print(f" on average over the first {size} examples")
-        print(f"  truncation to {arguments.length} tokens: {_cuts(shown.counts[name])}")
+        print(f"  truncation to {arguments.length} tokens: {shown.counts[name]}")
         for example in shown.examples:
             if example.task == name:
                 print(f"  [{example.record}] {example.text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -83,6 +84,8 @@ def stream_lines(file: Path) -> Iterator[str]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
             for line in lines:
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UserError(

@@ -80,6 +80,19 @@ class TruncationCounts:
     dropped: int = 0
     texts_split: int = 0
 
+    def __bool__(self) -> bool:
+        """Whether anything was lost or split."""
+        return any((self.tokens_cut, self.dropped, self.texts_split))
+
+    def __str__(self) -> str:
+        if not self:
+            return f"nothing cut of {self.records} records"
+        return (
+            f"of {self.records} records {self.prompts_cut} prompts and {self.responses_cut} "
+            f"responses cut ({self.tokens_cut} tokens), {self.dropped} dropped, "
+            f"{self.texts_split} split"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleTable:

@@ -141,8 +141,11 @@ class TextTask:
                     f"{where}: its function gives {type(records).__name__}, no records."
                 )
             yield from records
-        except OSError as error:
-            raise UserError(f"{where} cannot be read: {error}.") from error
+        except UserError:
+            raise
+        except Exception as error:  # Whatever a user's function does.
+            kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+            raise UserError(f"{where} cannot be read: {kind}{error}.") from error
 
     def tokenized(
         self, split: str, vocabulary: Vocabulary, *, skip: int = 0
@@ -410,7 +413,7 @@ def _fill(template: Template, record: Record, part: str, where: str) -> str:
         raise UserError(
             f"{where} lacks the key {key!r} that {part} uses{nearest(key, map(str, record))}."
         ) from error
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # Whatever a user's function does.
         raise UserError(
             f"{where}: {part} cannot be made of it ({type(error).__name__}: {error})."
         ) from error

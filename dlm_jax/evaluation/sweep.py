@@ -13,12 +13,14 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from dlm_jax.checkpoints import manifest
 from dlm_jax.checkpoints.loading import LoadedModel, load_model, run_of_source
 from dlm_jax.checkpoints.manager import CheckpointManager
 from dlm_jax.checkpoints.run_folder import RunFolder
@@ -47,6 +49,8 @@ class Cell:
             the grid by field of the evaluator.
         evaluator: with the task and the settings filled in.
         predictor_step: of the length predictor, where lengths are predicted.
+        seals: of the checkpoints of both, `manifest.digest`; other weights of the same name and
+            step are another cell.
     """
 
     model: str
@@ -55,13 +59,15 @@ class Cell:
     settings: Mapping[str, Any]
     evaluator: Evaluator
     predictor_step: int | None = None
+    seals: tuple[str | None, ...] = ()
 
     @property
     def identity(self) -> str:
-        """Twelve hexadecimal digits of all that decides the figures."""
+        """Twelve hexadecimal digits of what decides the figures, but for the text of the task."""
         known = [self.model, self.step, type(self.evaluator).__name__, _values(self.evaluator)]
         if self.predictor_step is not None:
             known.append(self.predictor_step)
+        known.extend(self.seals)
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -120,6 +126,9 @@ class Sweep:
     def __post_init__(self) -> None:
         if not self.models:
             raise UserError("sweep.models is empty: name the run folders to compare")
+        _refuse_twice("sweep.models", [os.path.normpath(model) for model in self.models])
+        _refuse_twice("sweep.tasks", self.tasks)
+        _refuse_twice("sweep.shots", self.shots)
         fields = [field.name for field in dataclasses.fields(_dataclass(self.evaluator))]
         if self.checkpoints not in ("newest", "all") and (
             isinstance(self.checkpoints, str) or not self.checkpoints
@@ -137,6 +146,7 @@ class Sweep:
                 )
             if isinstance(values, str) or not isinstance(values, Sequence) or not values:
                 raise UserError(f"sweep.grid[{name!r}] is {values!r}, and must be a list of values")
+            _refuse_twice(f"sweep.grid[{name!r}]", values)
             wanted = signature(type(self.evaluator)).annotations.get(name, Any)
             for value in values:
                 if not value_types.fits(value, wanted, type):
@@ -169,7 +179,8 @@ class Sweep:
                     settings = {"shots": shots, **settings}
                 predicted = getattr(evaluator, "canvas", None) == "predicted"
                 predictor = predictor_step if predicted else None
-                found.append(Cell(model, step, task, settings, evaluator, predictor))
+                seals = _seals(model, step, predictor)
+                found.append(Cell(model, step, task, settings, evaluator, predictor, seals))
         return found
 
     def folder(self, cell: Cell) -> RunFolder:
@@ -334,6 +345,22 @@ def _predictor_step(model: str) -> int | None:
     if run is None or not run.length_predictor.checkpoints.is_dir():
         return None
     return next(reversed(_saved_steps(run.length_predictor)), None)
+
+
+def _refuse_twice(where: str, values: Sequence[Any]) -> None:
+    written = [json.dumps(value, default=repr) for value in values]
+    for number, value in enumerate(written):
+        if value in written[:number]:
+            raise UserError(f"{where} has {value} twice")
+
+
+def _seals(model: str, step: int | None, predictor_step: int | None) -> tuple[str | None, ...]:
+    """Those of a run's checkpoint and of its length predictor's; none for foreign weights."""
+    run = run_of_source(model)
+    folders = [] if run is None or step is None else [run.checkpoints / str(step)]
+    if run is not None and predictor_step is not None:
+        folders.append(run.length_predictor.checkpoints / str(predictor_step))
+    return tuple(manifest.digest(folder) for folder in folders)
 
 
 def _step_argument(model: str, step: int | None) -> int | None:

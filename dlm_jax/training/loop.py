@@ -151,7 +151,7 @@ class Loop:
             if evaluating or saving:
                 self._flush()
             if evaluating and not stopping:
-                results = self._evaluated(state, step)
+                results = self._evaluated_or_saved(state, step)
             if saving:
                 owed = evaluating and stopping
                 self._save(state, step, results if evaluating and not owed else None, owed)
@@ -221,6 +221,17 @@ class Loop:
         mfu = f"  MFU {figures['mfu']:.1%}" if "mfu" in figures else ""
         speed = f"{figures['tokens_per_second']:,.0f} tokens/s{mfu}"
         self._progress.update(step, f"loss {figures['loss']:.3f}  {speed}")
+
+    def _evaluated_or_saved(self, state: TrainState, step: int) -> Results:
+        """Evaluates; what was trained is not lost to an error of a task or a metric."""
+        try:
+            return self._evaluated(state, step)
+        except Exception:
+            # Other hosts may have met no error, and saving waits for all of them.
+            if jax.process_count() == 1:
+                self._save(state, step, None, owed=True)
+                self._finish(step)
+            raise
 
     def _evaluated(self, state: TrainState, step: int) -> Results:
         assert self._evaluate is not None

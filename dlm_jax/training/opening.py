@@ -49,6 +49,11 @@ def opening(
         ("devices", f"{len(devices)} x {devices[0].device_kind}, mesh {sizes}"),
         ("model", f"{parameters}, {state_bytes / 2**30:.2f} GiB of training state a device"),
         ("data", f"{examples}, {tokens:,} token positions a step"),
+        *(
+            ("data", f"{name}, at {data.length} tokens a row: {table.counts}")
+            for name, table in data.loader.tables.items()
+            if table.counts
+        ),
         ("run", f"{folder.path} {first}, {total_steps - resumed:,} steps to go"),
         (
             "resume",

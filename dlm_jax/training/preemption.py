@@ -1,4 +1,4 @@
-"""Requests to stop: the scheduler's SIGTERM, and the interrupt key."""
+"""Requests to stop: the scheduler's SIGTERM, a closed terminal, and the interrupt key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlm_jax.errors import RetryError
 
 
 class StopRequests:
-    """Notes SIGTERM and SIGINT while a run trains, so that it stops between two steps.
+    """Notes SIGTERM, SIGHUP and SIGINT while a run trains, so that it stops between two steps.
 
     A process that is alone handles the signals itself: no service, port or second thread has to
     work for a laptop's run to be saved. Of several processes, JAX's preemption service passes the
@@ -38,6 +38,9 @@ class StopRequests:
             handlers = {signal.SIGINT: self._note if alone else _as_termination}
             if alone:
                 handlers[signal.SIGTERM] = self._note
+                # A terminal that was closed; nohup has it ignored, and so it stays.
+                if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                    handlers[signal.SIGHUP] = self._note
             self._previous = {
                 number: signal.signal(number, handler) for number, handler in handlers.items()
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import optax
 
 from dlm_jax.checkpoints.manager import CheckpointConfig, CheckpointManager
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
+from dlm_jax.checkpoints.run_lock import run_lock
 from dlm_jax.data.vocabularies import Vocabulary
 from dlm_jax.errors import UserError
 from dlm_jax.parallel import accelerators, multihost
@@ -99,7 +101,11 @@ class Run:
             UserError: the folder holds another run; nothing has been compiled or changed by then.
             RunError, RetryError, KeyboardInterrupt: as `Loop.run`.
         """
-        multihost.together("run_dir", self._make_folder)
+        with contextlib.ExitStack() as held:
+            multihost.together("run_dir", lambda: self._take_folder(held))
+            return self._train(stage, data)
+
+    def _train(self, stage: Stage, data: HostData) -> TrainResult:
         manager = CheckpointManager(self.folder.checkpoints, self.checkpoints)
         state, resumed, saved = _first_state(manager, stage, data)
         owed = bool(saved.get("evaluation_owed")) and self.evaluation() is not None
@@ -113,9 +119,10 @@ class Run:
         step = max(resumed, self.cadence.total_steps)
         return TrainResult(self.folder.path, step, results, time.time() - self.began)
 
-    def _make_folder(self) -> None:
+    def _take_folder(self, held: contextlib.ExitStack) -> None:
         if multihost.is_main():
             self.folder.make()
+            held.enter_context(run_lock(self.folder.path))
 
     def describe(self, model: Any) -> None:
         """Writes what the folder needs to be used; `model` are abstract leaves with shardings."""

@@ -58,6 +58,13 @@ class Start:
         if folder.is_run and any(folder.checkpoints.glob("[0-9]*")):
             # A resumed run does not need the weights it began with, which may be gone by now.
             known = folder.description()
+            pattern = overrides.get("attention_pattern", known.config.attention_pattern)
+            if pattern != known.config.attention_pattern:
+                raise UserError(
+                    f"train.attention_pattern is {pattern!r}, and the model of run {folder.path} "
+                    f"is {known.config.attention_pattern!r}: name a new run_dir, and this run as "
+                    "its initial_checkpoint"
+                )
             config = dataclasses.replace(known.config, **overrides)
             return cls(config, load_vocabulary(folder.vocabulary), None, known.origin)
         if initial_checkpoint is not None:

@@ -348,7 +348,7 @@ def test_no_token_types_exports_as_a_row_of_zeros(tmp_path):
 class Pieces:
     """As much of a vocabulary as an export needs."""
 
-    bos_id, eos_id = 0, 2
+    kind, bos_id, eos_id = "sentencepiece", 0, 2
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -363,6 +363,7 @@ def test_vocabulary_travels_with_the_weights(saved, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "model.safetensors",
+        "tokenizer_config.json",
         "vocabulary.txt",
     ]
     document = json.loads((folder / "config.json").read_text())

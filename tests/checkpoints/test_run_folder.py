@@ -39,6 +39,9 @@ def test_round_trip(folder):
     ("change", "message"),
     [
         (lambda v: v.update(format=FORMAT + 1), f"format {FORMAT + 1}.*upgrade dlm_jax"),
+        (lambda v: v.update(format="1"), "has '1' as its 'format', which it cannot be"),
+        (lambda v: v.update(length="x"), "has 'x' as its 'length'"),
+        (lambda v: v.update(task=5), "has 5 as its 'task'"),
         (lambda v: v.pop("config"), "does not describe a dlm_jax model"),
         (lambda v: v.update(lenght=3), "unknown key 'lenght'.*did you mean length"),
         (lambda v: v["config"].update(embed_dims=3), "unknown key 'embed_dims'.*embed_dim"),

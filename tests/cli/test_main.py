@@ -78,6 +78,7 @@ def test_version(capsys):
         (["train", "--run_dir=no_such"], "dlm train needs --gin_file: no_such has no config.gin"),
         (["train", "--run_dir=x", "--gin.TASK"], "--gin.TASK has no value: write --gin.TASK=VALUE"),
         (["train", "--run_dir=x", "y"], "dlm train: y belongs to no flag; a text with spaces"),
+        (["train", "--run_dir="], "--run_dir is empty: name a folder"),
         (["train", "--run_dir=gs://b/run"], "--run_dir=gs://b/run is no folder of this machine"),
         (["export", "--run_dir=x", "--output=s3://b/c"], "--output=s3://b/c is no folder of"),
         (["train", "--run_dir"], "dlm train: argument --run_dir: expected one argument"),

@@ -225,6 +225,8 @@ def test_vocabularies_and_tasks_import_neither_jax_nor_tensorflow() -> None:
         ({"inputs": "{}"}, "record 0: inputs cannot be made of it"),
         ({"inputs": "{src.name}"}, "cannot be made of it .AttributeError"),
         ({"splits": {"train": lambda: ["a", "b"]}}, "record 0: inputs cannot be made of it"),
+        ({"inputs": lambda record: 1 / 0}, "cannot be made of it .ZeroDivisionError"),
+        ({"splits": {"train": lambda: map(int, "a")}}, "train cannot be read: ValueError: invalid"),
         ({"splits": {"train": lambda: None}}, "its function gives NoneType, no records"),
         (
             {"splits": {"train": lambda: iter(Path("/none/there").read_text())}},

@@ -152,6 +152,8 @@ def test_what_makes_no_sense_for_a_causal_model_is_one_sentence(
     assert "GenerationEvaluator.canvas is 'search', but a causal model" in err
     err = refusal(capsys, *command(denoiser, new, "--gin.train.attention_pattern=None"))
     assert "AutoregressiveObjective needs a model with causal attention" in err
+    again = command(denoiser, run_dir, "--gin.train.attention_pattern='bidirectional'")
+    assert f"the model of run {run_dir} is 'causal': name a new run_dir" in refusal(capsys, *again)
     adapt = [
         "train",
         "--gin_file=runs/adapt.gin",

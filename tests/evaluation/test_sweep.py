@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from flax import nnx
 
@@ -83,6 +84,25 @@ def test_every_combination_is_a_cell_and_finished_ones_are_kept(tmp_path, models
     other = make(tmp_path, models, evaluator=Quality(fail_at=77))
     assert all(other.result(cell) is None for cell in other.cells())
     assert not {c.identity for c in other.cells()} & {c.identity for c in cells}
+
+
+def test_other_weights_of_the_same_name_and_step_are_another_cell(tmp_path, models) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(models[0], model)
+    sweep = make(tmp_path, [str(model)])
+    before = sweep.cells()
+    assert run_cells(sweep, before) == 0
+    assert all(sweep.result(cell) for cell in sweep.cells())
+    weights = load_model(model)
+    shutil.rmtree(model)
+    halved = {
+        **weights.parameters,
+        "head": jax.tree.map(lambda x: x / 2, weights.parameters["head"]),
+    }
+    save_model(dataclasses.replace(weights, parameters=halved), model)
+    after = sweep.cells()
+    assert [str(cell) for cell in after] == [str(cell) for cell in before]
+    assert not any(sweep.result(cell) for cell in after)
 
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(tmp_path, models, monkeypatch) -> None:
@@ -292,6 +312,8 @@ def test_a_model_without_tasks_is_measured_on_its_own(tmp_path, models) -> None:
     ("changes", "message"),
     [
         ({"models": []}, "sweep.models is empty"),
+        ({"models": ["a", "./a/"]}, 'sweep.models has "a" twice'),
+        ({"grid": {"steps": [1, 2, 1]}}, r"sweep.grid\['steps'\] has 1 twice"),
         ({"checkpoints": "newst"}, "checkpoints is 'newst', and must be .*did you mean newest"),
         ({"checkpoints": []}, r"checkpoints is \[\], and must be"),
         ({"grid": {"step": [1]}}, "'step', which is no setting of Quality .did you mean steps"),

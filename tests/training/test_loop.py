@@ -42,7 +42,7 @@ def _batch(number):
     return {"x": x, "y": 100 * y if number == 9 else y}
 
 
-def _run(folder, batches):
+def _run(folder, batches, evaluate=None):
     rule, optimizer, said = SkipSpikes(window=8, factor=4.0), optax.adam(0.05), []
     state = TrainState.create(jax.device_put({"w": np.zeros(3, np.float32)}), optimizer)
     state = state._replace(recent=rule.empty())
@@ -63,12 +63,13 @@ def _run(folder, batches):
         loop = Loop(
             jax.jit(step, donate_argnums=0),
             Feed(batches, dict),
-            Cadence(STEPS, log_every=2, save_every=5),
+            Cadence(STEPS, log_every=2, evaluate_every=4 if evaluate else 0, save_every=5),
             manager,
             writer,
             progress,
             MetricsWindow(lambda step: 0.05),
             monitors,
+            evaluate=evaluate,
         )
         try:
             with jax.transfer_guard("disallow"):
@@ -110,6 +111,19 @@ def test_data_found_unusable_on_the_way_end_the_run_and_lose_nothing(tmp_path):
     manager.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6]
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path):
+    def evaluate(state, step):
+        raise UserError("metric boom fails")
+
+    batches = iter([jax.device_put(_batch(number)) for number in range(1, STEPS + 1)])
+    with pytest.raises(UserError, match="metric boom fails"):
+        _run(tmp_path, batches, evaluate)
+    manager = CheckpointManager(tmp_path / "checkpoints")
+    assert manager.steps() == [4]
+    manager.close()
+    assert '"evaluation_owed": true' in (tmp_path / "checkpoints/4/cursor/metadata").read_text()
 
 
 def test_the_best_checkpoint_is_chosen_by_the_mean_of_validation_or_by_a_named_task():

@@ -123,15 +123,27 @@ def test_a_profile_of_impossible_steps(steps):
         check_profile_steps(steps)
 
 
-def test_a_preemption_waits_for_the_end_of_the_step():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_preemption_waits_for_the_end_of_the_step(number):
     with StopRequests() as stops:
         stops.steps_begin()
         assert not stops.reached(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
         assert stops.reached(2)
         with pytest.raises(RetryError, match="step 2 is saved"):
             stops.stop(2)
+
+
+def test_a_closed_terminal_is_ignored_where_it_was():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequests() as stops:
+            stops.steps_begin()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stops.reached(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_preemption_before_the_first_step_ends_at_once():
