@@ -371,7 +371,7 @@ def test_missing_parts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_json_lines_are_tasks_by_their_path(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
-    # With the mark that editors of Windows put before UTF-8, an empty line, and two ways to end one.
+    # With the mark that Windows puts before UTF-8, an empty line, and two ways to end one.
     file.write_text(
         '\ufeff{"inputs": "a", "targets": "b"}\n\n{"inputs": "ä", "targets": "ß"}\r\n', "utf-8"
     )
