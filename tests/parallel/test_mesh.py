@@ -140,5 +140,6 @@ print(int(kept), *counts)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     kept, first, second, third = map(int, run.stdout.split())
     assert kept == 1
-    # The first touch clears the pages; later buffers of that size find them cleared.
-    assert first > 100 and second < first / 10 and third < first / 10
+    # The first touch clears the pages, which may be huge ones of 2 MiB; later buffers of that size
+    # find them cleared.
+    assert first >= 32 and second < first / 8 and third < first / 8
