@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from flax import nnx
 
+import dlm_jax
 from dlm_jax.checkpoints.loading import LoadedModel, find_model, load_model, save_model
 from dlm_jax.checkpoints.run_folder import ModelDescription
 from dlm_jax.data.vocabularies import ByteVocabulary
@@ -32,3 +33,11 @@ def test_a_step_beside_a_checkpoint_has_to_be_its_own(run):
 def test_a_run_has_its_own_vocabulary(run):
     with pytest.raises(UserError, match="its own vocabulary: leave elsewhere out"):
         find_model(run, vocabulary="elsewhere")
+
+
+def test_a_model_of_a_relative_path_keeps_its_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    model = dlm_jax.load("run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{run} has no length predictor"):
+        model.generate(["a"], length="predicted")
