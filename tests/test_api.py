@@ -279,7 +279,7 @@ def test_the_score_of_a_pair_is_that_of_its_identity(model) -> None:
     beside = model.score(["b", "ab"], ["a", "ca"], draws=4, row_ids=[3, 7])
     assert beside[1].nelbo == pytest.approx(alone[0].nelbo, rel=1e-5)
     assert model.score(["ab"], ["ca"], draws=4)[0].nelbo != pytest.approx(alone[0].nelbo, rel=1e-3)
-    with pytest.raises(UserError, match="an entry of row_ids for each prompt, not 2 for 1"):
+    with pytest.raises(UserError, match="a row_id for each prompt, not 2 for 1"):
         model.score(["ab"], ["ca"], row_ids=[1, 2])
 
 

@@ -10,24 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax.api.writing import Answer, Parts, write_rows
+from dlm_jax.api.scoring import Likelihood, checked_logits, likelihoods
+from dlm_jax.api.writing import Answer, Parts, require_list, write_rows
 from dlm_jax.checkpoints.length_predictor import load_length_predictor
 from dlm_jax.checkpoints.loading import load_model, run_of_source
 from dlm_jax.checkpoints.run_folder import ModelDescription, RunFolder
 from dlm_jax.data.gaps import GappedText
-from dlm_jax.data.packing import empty_batch
-from dlm_jax.data.table import assemble
 from dlm_jax.data.vocabularies import Vocabulary
-from dlm_jax.diffusion.process import AbsorbingProcess
 from dlm_jax.errors import UserError
 from dlm_jax.models.encoder import Encoder, from_parameters, parameters
 from dlm_jax.models.length_predictor import LengthPredictor
 from dlm_jax.parallel.tpu_machine import keep_libtpu_quiet
 from dlm_jax.sampling.autoregressive import AUTO, strategy_for
-from dlm_jax.sampling.canvas import LENGTH_MULTIPLE
 from dlm_jax.sampling.choice import (
     Candidate,
     candidates,
@@ -39,23 +35,6 @@ from dlm_jax.sampling.choice import (
 from dlm_jax.sampling.length_prediction import Beam, length_beam, length_log_probs
 from dlm_jax.sampling.policy import Policy
 from dlm_jax.sampling.trace import Trace
-from dlm_jax.training.scoring import nelbo_of_rows, nll_of_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """NELBO of a response given its prompt.
-
-    Attributes:
-        nelbo: nats, an upper bound of -log p(response | prompt) in expectation; of a causal model
-            that number itself.
-        standard_error: nats, of the Monte-Carlo estimate; 0 for a causal model.
-        tokens: scored tokens, `</s>` included.
-    """
-
-    nelbo: float
-    standard_error: float
-    tokens: int
 
 
 class DiffusionLanguageModel:
@@ -124,7 +103,7 @@ class DiffusionLanguageModel:
         Raises:
             UserError: a prompt is too long, an option is wrong, or there is no length predictor.
         """
-        _require_list("generate", prompts)
+        require_list("generate", prompts)
         if isinstance(length, str) and length != "predicted":
             raise UserError(
                 f"length is {length!r}, and must be a number of tokens, several of them, or "
@@ -330,7 +309,7 @@ class DiffusionLanguageModel:
         """
         if self.denoiser.config.causal:
             raise UserError("infilling needs a model that sees both sides, and this one is causal")
-        _require_list("infill", texts)
+        require_list("infill", texts)
         longest = self.denoiser.config.max_length
         gapped = [GappedText.parse(text, self.vocabulary, longest) for text in texts]
         written = self._write([text.parts for text in gapped], **options)
@@ -363,54 +342,15 @@ class DiffusionLanguageModel:
         Raises:
             UserError: a prompt and its response do not fit into the model, or one lacks the other.
         """
-        _require_list("score", prompts)
-        _require_list("score", responses)
-        if len(prompts) != len(responses):
-            raise UserError(
-                f"score takes a response for each prompt, not {len(responses)} for {len(prompts)}"
-            )
-        if row_ids is not None and len(row_ids) != len(prompts):
-            raise UserError(
-                f"score takes an entry of row_ids for each prompt, not {len(row_ids)} for "
-                f"{len(prompts)}"
-            )
-        if not prompts:
-            return []
-        encode = self.vocabulary.encode
-        rows = [
-            assemble(encode(prompt), encode(response), self.vocabulary)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        longest = max((len(tokens) for tokens, _ in rows), default=0)
-        if longest > self.denoiser.config.max_length:
-            raise UserError(
-                f"a prompt and its response take {longest} tokens, and the model takes at most "
-                f"{self.denoiser.config.max_length}"
-            )
-        batch = empty_batch(len(rows), _rounded(longest, self), self.vocabulary.pad_id)
-        for row, (tokens, prompt_length) in enumerate(rows):
-            n = len(tokens)
-            batch["tokens"][row, :n] = tokens
-            batch["maskable"][row, prompt_length:n] = True
-            batch["segment_ids"][row, :n] = 1
-            batch["positions"][row, :n] = np.arange(n)
-            batch["example_ids"][row, :n] = row if row_ids is None else row_ids[row]
-        if self.denoiser.config.causal:
-            exact = np.asarray(nll_of_rows(self.denoiser, batch))
-            counts = batch["maskable"].sum(axis=1)
-            return [Likelihood(float(nll), 0.0, int(n)) for nll, n in zip(exact, counts)]
-        estimate = nelbo_of_rows(
+        return likelihoods(
             self.denoiser,
-            batch,
-            process=AbsorbingProcess(self.vocabulary.mask_id, num_timesteps=None),
+            self.vocabulary,
+            prompts,
+            responses,
             draws=draws,
             seed=seed,
+            row_ids=row_ids,
         )
-        columns = (estimate.nelbo, estimate.standard_error, estimate.tokens)
-        return [
-            Likelihood(float(nelbo), float(error), int(tokens))
-            for nelbo, error, tokens in zip(*(np.asarray(column)[:, 0] for column in columns))
-        ]
 
     def logits(self, tokens: Any, positions: Any = None, segment_ids: Any = None) -> jax.Array:
         """Logits of every position, float32 [batch, length, vocab].
@@ -424,29 +364,7 @@ class DiffusionLanguageModel:
             UserError: no such shape, an id that is not in the vocabulary, or a position beyond
                 those of the model.
         """
-        tokens = np.asarray(tokens, np.int32)
-        longest = self.denoiser.config.max_length
-        if tokens.ndim != 2 or tokens.shape[1] > longest:
-            raise UserError(
-                f"tokens have the shape {list(tokens.shape)}, and must be [batch, length] with a "
-                f"length of at most {longest}"
-            )
-        if positions is None:
-            positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        if segment_ids is None:
-            segment_ids = np.ones_like(tokens)
-        positions, segment_ids = np.asarray(positions), np.asarray(segment_ids)
-        # JAX would take the nearest row of the table for one that is not there.
-        for name, ids, rows in (
-            ("tokens", tokens, self.denoiser.config.vocab_size),
-            ("positions", positions, longest),
-        ):
-            if ids.size and not 0 <= ids.min() <= ids.max() < rows:
-                wrong = ids.min() if ids.min() < 0 else ids.max()
-                raise UserError(f"{name} hold {wrong}, and must be at least 0 and below {rows}")
-        if not tokens.size:
-            return jnp.zeros((*tokens.shape, self.denoiser.config.vocab_size), jnp.float32)
-        return _logits(self.denoiser, tokens, positions, segment_ids)
+        return checked_logits(self.denoiser, tokens, positions, segment_ids)
 
     def _write(
         self, rows: Sequence[Parts], *, trace: bool = False, **options: Any
@@ -474,11 +392,9 @@ def load(
     """
     keep_libtpu_quiet(os.environ)
     loaded = load_model(path, step=step, vocabulary=vocabulary)
-    run = run_of_source(path)
+    run = run_of_source(Path(path).absolute())
     denoiser = from_parameters(loaded.description.config, loaded.parameters)
-    return DiffusionLanguageModel(
-        denoiser, loaded.vocabulary, loaded.description, None if run is None else run.absolute()
-    )
+    return DiffusionLanguageModel(denoiser, loaded.vocabulary, loaded.description, run)
 
 
 def _best(candidates: Sequence[tuple[Answer, float]], rerank: str) -> Answer:
@@ -491,20 +407,3 @@ def _best(candidates: Sequence[tuple[Answer, float]], rerank: str) -> Answer:
         rerank,
     )
     return dataclasses.replace(answers[index], nfe=sum(answer.nfe for answer in answers))
-
-
-def _require_list(verb: str, texts: Any) -> None:
-    if isinstance(texts, str):
-        raise UserError(f"{verb} takes a list of texts: put the text in brackets")
-
-
-def _rounded(length: int, model: DiffusionLanguageModel) -> int:
-    rounded = -(-max(length, 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return min(rounded, model.denoiser.config.max_length)
-
-
-@jax.jit
-def _logits(
-    denoiser: Encoder, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
-    return denoiser.logits(denoiser.features(tokens, positions, segment_ids))

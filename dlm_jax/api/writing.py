@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +42,12 @@ class Answer:
     log_probability: float
     tokens: list[int]
     length: int
+
+
+def require_list(verb: str, texts: Any) -> None:
+    """Raises a UserError for one text where a list of them is meant."""
+    if isinstance(texts, str):
+        raise UserError(f"{verb} takes a list of texts: put the text in brackets")
 
 
 def write_rows(

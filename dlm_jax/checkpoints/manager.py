@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from dlm_jax.checkpoints import manifest
+from dlm_jax.checkpoints.atomic_folder import atomic_folder
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.parallel import multihost
 
@@ -34,7 +34,8 @@ class CheckpointConfig:
     Attributes:
         save_every: steps between two checkpoints; the last step is always saved.
         keep_latest: how many of the newest to keep (at least one, or resuming would lose steps).
-        keep_best: how many of the best by `best_metric` to keep; 0 turns it off.
+        keep_best: how many of the best by `best_metric` to keep, among those that are evaluated
+            when they are saved; 0 turns it off.
         best_metric: a figure of the evaluations, such as 'nelbo', which is its mean over the tasks
             of validation, or the figure of one task, such as 'multi30k_en_de_v1/nelbo'.
         best_mode: whether a smaller ('min') or a larger ('max') value is better.
@@ -199,11 +200,8 @@ class CheckpointManager:
             return
         target = self.folder / str(step) / "metrics"
         if multihost.is_main() and not target.exists():
-            # As orbax writes it; by a rename, so that a killed process leaves no half of it.
-            draft = target.with_name(f".metrics.{os.getpid()}")
-            draft.mkdir(exist_ok=True)
-            (draft / "metrics").write_text(json.dumps(metrics), encoding="utf-8")
-            draft.rename(target)
+            with atomic_folder(target) as draft:  # as orbax writes it
+                (draft / "metrics").write_text(json.dumps(metrics), encoding="utf-8")
         multihost.together("rank", lambda: None)
         self._manager.reload()
 

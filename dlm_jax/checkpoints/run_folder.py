@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dlm_jax.errors import UserError, nearest
 from dlm_jax.models.config import EncoderConfig
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _DESCRIPTION = "model.json"
-_KINDS: dict[str, Any] = {
-    "format": int,
-    "task": str | None,
-    "length": int | None,
-    "origin": str | None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +53,9 @@ class ModelDescription:
         """
         if not isinstance(values, dict) or "format" not in values or "config" not in values:
             raise UserError(f"{where} does not describe a dlm_jax model")
-        for key, kind in _KINDS.items():
-            value = values.get(key)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise UserError(f"{where} has {value!r} as its {key!r}, which it cannot be")
+        for key, kind in {**get_type_hints(cls), "format": int, "config": dict}.items():
+            if key in values and not isinstance(values[key], kind):
+                raise UserError(f"{where} has {values[key]!r} as its {key!r}, which it cannot be")
         if values["format"] > FORMAT:
             raise UserError(
                 f"{where} has format {values['format']}, and this version of dlm_jax reads up to "
@@ -104,10 +97,6 @@ class RunFolder:
     def __init__(self, path: str | Path, model: str | Path | None = None) -> None:
         self.path = Path(path)
         self._model = self.path if model is None else Path(model)
-
-    def absolute(self) -> RunFolder:
-        """The same folder, wherever the process goes."""
-        return RunFolder(self.path.absolute(), self._model.absolute())
 
     @property
     def checkpoints(self) -> Path:

@@ -241,28 +241,18 @@ def _interval(name: str, measured: metrics_lib.Statistics) -> metrics_lib.Interv
     return metrics_lib.wilson_interval(round(measured.value * count), count)
 
 
-# What a line of metrics.jsonl has beside its figures.
-RESERVED_NAMES = ("step", "split", "time")
-
-
 def _figures_of(
     metric: metrics_lib.MetricFunction,
     targets: Sequence[metrics_lib.Target],
     predictions: Sequence[str],
 ) -> dict[str, float]:
-    name = getattr(metric, "__name__", repr(metric))
     try:
-        figures = {name: float(value) for name, value in metric(targets, predictions).items()}
+        return {name: float(value) for name, value in metric(targets, predictions).items()}
     except Exception as error:  # Whatever a user's function does.
+        name = getattr(metric, "__name__", repr(metric))
         raise UserError(
             f"metric {name} fails on {len(predictions)} answers: {type(error).__name__}: {error}"
         ) from error
-    for taken in RESERVED_NAMES:
-        if taken in figures:
-            raise UserError(
-                f"metric {name} names a figure {taken!r}, which every line has: rename it"
-            )
-    return figures
 
 
 def _records(

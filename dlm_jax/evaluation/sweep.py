@@ -264,7 +264,7 @@ def run_cells(
             folder = sweep.folder(cell)
             sweep.begin(cell)
             try:
-                loaded = loaded or load_model(source[0], step=_step_argument(*source))
+                loaded = loaded or load_model(source[0], step=source[1])
                 result = _measure(cell, loaded, folder)
             except Exception as error:  # A cell must not take the others with it.
                 failed += 1
@@ -361,10 +361,6 @@ def _seals(model: str, step: int | None, predictor_step: int | None) -> tuple[st
     if run is not None and predictor_step is not None:
         folders.append(run.length_predictor.checkpoints / str(predictor_step))
     return tuple(manifest.digest(folder) for folder in folders)
-
-
-def _step_argument(model: str, step: int | None) -> int | None:
-    return None if Path(model).parent.name == "checkpoints" else step
 
 
 def _number(value: Any) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dlm_jax.errors import UserError
 from dlm_jax.training import goodput
 
 
@@ -47,16 +48,20 @@ def say(text: str) -> None:
 
 def append_metrics(file: Path, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
     """Adds the lines of an evaluation to the metrics of a run that is not being trained."""
+    entries = [_entry(step, split, values) for split, values in results.items()]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as lines:
-        for split, values in results.items():
-            lines.write(json.dumps(_entry(step, split, values)) + "\n")
+        lines.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
 def _entry(step: int, split: str, values: Mapping[str, float]) -> dict[str, Any]:
+    line: dict[str, Any] = {"step": step, "split": split, "time": round(time.time(), 3)}
+    if taken := line.keys() & values.keys():
+        raise UserError(
+            f"{split} has a figure named {min(taken)!r}, which every line has: rename it"
+        )
     # JSON has neither NaN nor infinity.
-    plain = {k: v if isinstance(v, int) else _finite(float(v)) for k, v in values.items()}
-    return {"step": step, "split": split, "time": round(time.time(), 3), **plain}
+    return line | {k: v if isinstance(v, int) else _finite(float(v)) for k, v in values.items()}
 
 
 def _times(file: Path, split: str | None = None) -> list[float]:

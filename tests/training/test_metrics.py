@@ -8,7 +8,10 @@ import os
 import subprocess
 import sys
 
-from dlm_jax.training.metrics import MetricsWriter, Progress, truncate_after
+import pytest
+
+from dlm_jax.errors import UserError
+from dlm_jax.training.metrics import MetricsWriter, Progress, append_metrics, truncate_after
 
 
 def _lines(file):
@@ -70,3 +73,10 @@ def test_a_run_goes_on_when_nobody_reads_its_progress(monkeypatch):
     sys.stderr.close()
     with contextlib.suppress(BrokenPipeError):
         stream.close()
+
+
+def test_a_figure_that_would_hide_what_every_line_has_is_refused_before_any_is_written(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    with pytest.raises(UserError, match="eval/b has a figure named 'step', which every line has"):
+        append_metrics(file, 3, {"eval/a": {"n": 1.0}, "eval/b": {"step": 1.0}})
+    assert not file.exists()
