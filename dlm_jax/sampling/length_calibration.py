@@ -77,9 +77,13 @@ class LengthCalibration:
     @property
     def true_log_probs(self) -> np.ndarray:
         """float64 [examples]: log-probability of the true length, nats."""
-        classes = np.clip(self.lengths, 1, self.log_probs.shape[-1]) - 1
-        rows = np.arange(len(classes))
-        return self.log_probs[rows, classes].astype(np.float64)
+        rows = np.arange(len(self.lengths))
+        return self.log_probs[rows, self._true_classes].astype(np.float64)
+
+    @property
+    def _true_classes(self) -> np.ndarray:
+        # int [examples]; what is longer than all classes counts as the longest.
+        return np.clip(self.lengths, 1, self.log_probs.shape[-1]) - 1
 
     def figures(self, beam: int) -> dict[str, float]:
         """The figures, means with their standard errors as `<name>_se`.
@@ -95,7 +99,7 @@ class LengthCalibration:
         errors = np.abs(self.predicted - self.lengths)
         # How many classes a beam takes before the true one: of equal ones the shorter first.
         true = self.true_log_probs[:, None]
-        shorter = np.arange(1, self.log_probs.shape[-1] + 1) < self.lengths[:, None]
+        shorter = np.arange(self.log_probs.shape[-1]) < self._true_classes[:, None]
         rank = ((self.log_probs > true) | ((self.log_probs == true) & shorter)).sum(axis=-1)
         means = {
             "length_mae": errors,
