@@ -343,7 +343,7 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
                 markerfacecolor=PAPER,
                 color=MUTED,
                 elinewidth=1.2,
-                label="first evaluation" if not row else None,
+                label="first evaluation",
             )
         axes.errorbar(
             change.last[0],
@@ -353,7 +353,7 @@ def _draw_changes(axes: Any, changes: Sequence[Change], measured: Quantity, stag
             markersize=7,
             color=SERIES_COLORS[0],
             elinewidth=1.6,
-            label="last evaluation" if not row else None,
+            label="last evaluation",
         )
     names = [shorten(f"{c.stage}: {c.task}" if staged else c.task, 44) for c in changes]
     axes.set_yticks(range(len(changes)), list(reversed(names)))
@@ -381,8 +381,10 @@ def results_figure(stages: Sequence[Stage]) -> Figure | None:
     staged = len({stage.name for stage in stages if stage.tasks}) > 1
     for axes, (name, changes) in zip(grid[:, 0], panels.items()):
         _draw_changes(axes, changes, quantity(name), staged)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    # Not every panel has a first evaluation.
+    found = [pair for axes in grid[:, 0] for pair in zip(*axes.get_legend_handles_labels())]
+    handles = {label: handle for handle, label in found}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=2)
     tasks = sorted({change.task for changes in panels.values() for change in changes})
     words = ", ".join(tasks) if len(tasks) <= 4 else f"{len(tasks)} tasks"
     description = f"First and last evaluation of {words}, with 95% intervals."

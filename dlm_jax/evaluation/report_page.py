@@ -77,7 +77,7 @@ def _signatures(stages: Sequence[Stage]) -> str:
         '<p class="small">Settings of the metrics unless a task sets others. Standard errors are '
         "bootstrapped over examples (0 where all examples scored alike), and so are intervals, "
         "but for Wilson's where all answers are right or all wrong; those of a NELBO per token are "
-        "by the delta method, those of a mean of tasks by their standard errors.</p>"
+        "by the delta method, those of a mean of tasks are made of the tasks' own.</p>"
         f'<ul class="small">{"".join(found)}</ul></div></details>'
     )
 

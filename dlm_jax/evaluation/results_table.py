@@ -11,7 +11,7 @@ from typing import Any
 
 from dlm_jax.evaluation.figures import HEADLINE
 from dlm_jax.evaluation.html_parts import format_value, interval_text, row_of
-from dlm_jax.evaluation.run_records import Stage, figure_names, number, quantity
+from dlm_jax.evaluation.run_records import Stage, figure_names, interval, number, quantity
 
 # Demonstrations and their language, what besides the answers was judged, and on which examples:
 # `x_v1.y_3_shot/reasoning_order@test`.
@@ -107,12 +107,24 @@ def _means(stage: str, family: str, results: Sequence[_Result]) -> list[_Result]
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """A line for the mean of lines; their examples differ, so that their errors are independent."""
+    """A line for the mean of lines; their examples differ, so that their errors are independent.
+
+    The interval is made of theirs, each side by itself (Zou and Donner 2008): tasks without a right
+    answer have a standard error of 0, and their mean is no more certain than they are.
+    """
     count = len(lines)
-    variances = [number(line.get(f"{name}_se")) ** 2 for line in lines]
+    values = [number(line[name]) for line in lines]
+    mean = math.fsum(values) / count
+    ends = [interval(line, name, within_scale=False) for line in lines]
+
+    def spread(errors: Iterable[float]) -> float:
+        return math.hypot(*errors) / count
+
     return {
-        name: math.fsum(number(line[name]) for line in lines) / count,
-        f"{name}_se": math.sqrt(math.fsum(variances)) / count,
+        name: mean,
+        f"{name}_se": spread(number(line.get(f"{name}_se")) for line in lines),
+        f"{name}_low": mean - spread(value - low for value, (low, _) in zip(values, ends)),
+        f"{name}_high": mean + spread(high - value for value, (_, high) in zip(values, ends)),
         "step": max(int(line["step"]) for line in lines),
         "n": math.fsum(number(line.get("n")) for line in lines),
     }

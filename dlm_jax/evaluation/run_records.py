@@ -202,11 +202,13 @@ def series(lines: Iterable[Mapping[str, Any]], name: str) -> Series:
     )
 
 
-def interval(line: Mapping[str, Any], name: str) -> tuple[float, float]:
+def interval(
+    line: Mapping[str, Any], name: str, *, within_scale: bool = True
+) -> tuple[float, float]:
     """Returns the ends of a figure's 95% interval, or (NaN, NaN).
 
-    Those that were measured (`<name>_low`, `<name>_high`), else 1.96 standard errors to each side
-    within the scale of the figure.
+    Those that were measured (`<name>_low`, `<name>_high`), else 1.96 standard errors to each side,
+    within the scale of the figure unless that is not wanted.
     """
     low, high = number(line.get(f"{name}_low")), number(line.get(f"{name}_high"))
     if math.isfinite(low) and math.isfinite(high):
@@ -216,7 +218,7 @@ def interval(line: Mapping[str, Any], name: str) -> tuple[float, float]:
         return math.nan, math.nan
     upper = quantity(name).upper
     low, high = value - NORMAL_95 * error, value + NORMAL_95 * error
-    return (low, high) if upper is None else (max(0.0, low), min(upper, high))
+    return (max(0.0, low), min(upper, high)) if within_scale and upper is not None else (low, high)
 
 
 def figure_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -337,6 +337,30 @@ def test_families_have_a_mean_and_parts_a_table_of_their_own(tmp_path: Path) -> 
     ]
 
 
+def test_a_mean_of_tasks_is_no_more_certain_than_they_are(tmp_path: Path) -> None:
+    wilson = {"exact_match": 0.0, "exact_match_se": 0.0, "exact_match_low": 0.0}
+    lines = [
+        {"step": 1, "split": f"eval/a_v1.{name}", "n": 200, **wilson, "exact_match_high": 0.02}
+        for name in "bcde"
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    [row] = [row for row in page.rows if len(row) == 9 and "mean of" in row[1]]
+    assert row[6] == "0.000 to 0.010"  # 0.02 / sqrt(4)
+
+
+def test_the_legend_names_what_any_panel_shows(tmp_path: Path) -> None:
+    lines = [
+        {"step": 2, "split": "eval/a_v1.b", "n": 9, "exact_match": 0.5, "exact_match_se": 0.1},
+        {"step": 1, "split": "eval/a_v1.c", "n": 9, "nelbo": 2.0, "nelbo_se": 0.1},
+        {"step": 2, "split": "eval/a_v1.c", "n": 9, "nelbo": 1.0, "nelbo_se": 0.1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = figures.results_figure([run_records.read_stage(tmp_path)])
+    svg = drawn.svg
+    assert svg.count("first evaluation") == svg.count("last evaluation") == 1
+
+
 def test_demonstrations_in_english_are_a_family_of_their_own(tmp_path: Path) -> None:
     shares = {
         "de_3_shot": 0.1,
